@@ -1,0 +1,123 @@
+"""What the engine says while it runs: one JSON object a line on its standard output, and nothing else there.
+
+A run is `started`, any number of `progress` and `warning`, then exactly one `result` or `error`. A process that ends
+with exit status 0 has said `result`; one that said `error` exits with that error's status.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from qgis_iic.protocol.errors import EventInvalid
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Started:
+    """The model is loaded and the first tile comes next.
+
+    Attributes:
+        provider: the ONNX Runtime execution provider that really bound, such as `CPUExecutionProvider`.
+        model: path of the model file that is run.
+        tiles: number of tiles of all sources together that hold valid pixels, as far as known.
+        version: of this protocol.
+    """
+
+    kind: ClassVar[str] = "started"
+    provider: str
+    model: str
+    tiles: int
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` tiles of a source are through; `remaining` estimates the seconds to the end of the run."""
+
+    kind: ClassVar[str] = "progress"
+    source: str
+    done: int
+    total: int
+    remaining: float | None = None
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that the user should know and that does not stop the run."""
+
+    kind: ClassVar[str] = "warning"
+    message: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A polygon layer that was written.
+
+    Attributes:
+        source: path of the raster.
+        name: of the layer in the GeoPackage.
+        features: number of buildings.
+        area: of all of them, in m2.
+    """
+
+    source: str
+    name: str
+    features: int
+    area: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """The output is complete under its name.
+
+    Attributes:
+        output: path of the GeoPackage or GeoTIFF.
+        layers: what was written into the GeoPackage; empty for `segment`.
+        seconds: wall time of each stage, by its name.
+    """
+
+    kind: ClassVar[str] = "result"
+    output: str
+    layers: tuple[Layer, ...]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The run ended with a named error (`protocol.errors`); nothing was written."""
+
+    kind: ClassVar[str] = "error"
+    code: str
+    message: str
+
+
+Event = Started | Progress | Warned | Result | Failed
+Emit = Callable[[Event], None]
+
+_KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Started, Progress, Warned, Result, Failed)}
+
+
+def encode(event: Event) -> str:
+    """One line, without its end."""
+    return json.dumps({"event": event.kind, **asdict(event)}, ensure_ascii=True)
+
+
+def decode(line: str) -> Event:
+    """The event of a line.
+
+    Raises:
+        EventInvalid: not JSON, an unknown kind, or missing fields. Unknown fields are passed over.
+    """
+    try:
+        record: dict[str, Any] = json.loads(line)
+        kind = _KINDS[record["event"]]
+        known = {field.name: record[field.name] for field in fields(kind) if field.name in record}
+        if kind is Result:
+            known["layers"] = tuple(Layer(**layer) for layer in known["layers"])
+        return kind(**known)
+    except (ValueError, KeyError, TypeError) as error:
+        raise EventInvalid(f"The engine said something that is no event: {line[:200]!r}") from error

@@ -1,0 +1,187 @@
+"""The job: all that the engine has to know for one run, as a JSON file.
+
+The plugin writes it and the engine reads it; the `iic` command makes the same object without the file. Paths are
+absolute, areas in square metres on the ground, and windows count pixels of the source.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from qgis_iic.protocol.errors import JobInvalid
+
+VERSION = 1
+
+Task = Literal["extract", "segment"]
+Provider = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+Window = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One raster of a job.
+
+    Attributes:
+        path: absolute path, or anything else that GDAL opens (`/vsizip/...`, `GPKG:file:table`).
+        layer: name of the polygon layer that is made of it; ignored by the task `segment`.
+        bands: 1-based band numbers in the model's order; None takes the model's default order.
+        window: (column, row, width, height) in source pixels; None takes the whole raster.
+        crs: WKT or `AUTHORITY:CODE` that overrides the raster's own CRS, as a user can set it in QGIS.
+    """
+
+    path: str
+    layer: str = ""
+    bands: tuple[int, ...] | None = None
+    window: Window | None = None
+    crs: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the engine.
+
+    Attributes:
+        task: `extract` writes building polygons, `segment` the class raster.
+        sources: the rasters, at least one; exactly one for `segment`.
+        model: path of the ONNX model.
+        output: the GeoPackage (`extract`) or the GeoTIFF (`segment`); layers are added to a GeoPackage that exists.
+        provider: where the network runs; `auto` takes the first that binds.
+        precision: which of the model's sibling files to run.
+        tile_size: side of the tiles in working pixels, None for the model's own.
+        min_area: smallest building in m2; smaller ones are dropped.
+        max_hole_area: largest hole in m2 that is filled.
+        building_clusters: clusters that are buildings, None for the model's own mapping.
+        overwrite: whether layers of the same name (`extract`) or the file (`segment`) may be replaced.
+        id: names the scratch folder of the run.
+    """
+
+    task: Task
+    sources: tuple[Source, ...]
+    model: str
+    output: str
+    provider: Provider = "auto"
+    precision: Precision = "fp32"
+    tile_size: int | None = None
+    min_area: float = 10.0
+    max_hole_area: float = 5.0
+    building_clusters: tuple[int, ...] | None = None
+    overwrite: bool = False
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        """Raises JobInvalid where a rule is broken."""
+        _check(self)
+
+    @property
+    def scratch(self) -> Path:
+        """Folder beside the output in which the engine writes before it renames.
+
+        The engine makes and removes it; whoever kills the engine removes it in its place.
+        """
+        output = Path(self.output)
+        return output.with_name(f".{output.name}.{self.id}.partial")
+
+    def to_json(self) -> str:
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """Parses and validates.
+
+        Raises:
+            JobInvalid: not a JSON object, another version, unknown, missing or ill-typed fields, a broken rule.
+        """
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise JobInvalid(f"The job file is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise JobInvalid("The job file does not hold a JSON object.")
+        version = record.pop("version", None)
+        if version != VERSION:
+            raise JobInvalid(
+                f"The job file has version {version}, this engine reads version {VERSION}: "
+                "the plugin and the engine must come from the same release."
+            )
+        sources = record.get("sources")
+        if not isinstance(sources, list):
+            raise JobInvalid("The job's `sources` is not a list.")
+        job: Job = _construct(cls, record | {"sources": tuple(_construct(Source, source) for source in sources)})
+        return job
+
+
+def _construct(kind: type[Any], record: Any) -> Any:
+    """A `Job` or `Source` of a JSON object, arrays made tuples; JobInvalid names what does not fit."""
+    if not isinstance(record, dict):
+        raise JobInvalid(f"A {kind.__name__.lower()} of the job is not a JSON object.")
+    unknown = sorted(record.keys() - {field.name for field in fields(kind)})
+    if unknown:
+        raise JobInvalid(f"The job has unknown fields: {', '.join(unknown)}.")
+    try:
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
+    except TypeError as error:
+        raise JobInvalid(f"The job file is incomplete or has a value of the wrong type: {error}") from error
+
+
+def _check(job: Job) -> None:
+    _check_choice("task", job.task, Task)
+    _check_choice("provider", job.provider, Provider)
+    _check_choice("precision", job.precision, Precision)
+    for name in ("model", "output", "id"):
+        value = getattr(job, name)
+        _require(isinstance(value, str) and value != "", f"`{name}` must be a text that is not empty")
+    _require(job.id.isalnum(), "`id` must consist of letters and digits")
+    _require(Path(job.output).is_absolute(), f"`output` must be an absolute path, not {job.output}")
+    _require(len(job.sources) > 0, "`sources` must name at least one raster")
+    _require(job.task == "extract" or len(job.sources) == 1, "the task `segment` takes one raster")
+    _require(job.tile_size is None or _is_count(job.tile_size), "`tile_size` must be a positive whole number")
+    for name in ("min_area", "max_hole_area"):
+        value = getattr(job, name)
+        _require(_is_number(value) and 0 <= value < float("inf"), f"`{name}` must be a number of m2, zero or more")
+    if job.building_clusters is not None:
+        counts = all(_is_count(cluster, least=0) for cluster in job.building_clusters)
+        _require(counts, "`building_clusters` must be cluster numbers")
+    for source in job.sources:
+        _check_source(source, job.task)
+    layers = [source.layer.casefold() for source in job.sources]
+    _require(job.task == "segment" or len(set(layers)) == len(layers), "layer names must differ")
+
+
+def _check_source(source: Source, task: Task) -> None:
+    _require(isinstance(source.path, str) and source.path != "", "a source's `path` must be a text that is not empty")
+    _require(isinstance(source.layer, str), "a source's `layer` must be a text")
+    _require(task == "segment" or source.layer != "", "each source needs a `layer` name")
+    if source.bands is not None:
+        _require(len(source.bands) > 0 and all(map(_is_count, source.bands)), "`bands` must be numbers from 1 up")
+    if source.window is not None:
+        _require(
+            len(source.window) == 4
+            and all(_is_number(value) and value == int(value) for value in source.window)
+            and min(source.window[2:]) > 0,
+            "`window` must be four whole numbers: column, row, width, height, the last two positive",
+        )
+    _require(source.crs is None or (isinstance(source.crs, str) and source.crs != ""), "`crs` must be a text")
+
+
+def _check_choice(name: str, value: object, choices: Any) -> None:
+    allowed = get_args(choices)
+    _require(value in allowed, f"`{name}` must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: object, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _require(condition: bool, rule: str) -> None:
+    if not condition:
+        raise JobInvalid(f"The job breaks a rule: {rule}.")
