@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
     from qgis_iic.plugin.plugin import Plugin
 
+__version__ = "0.1.0"
+
 
 def classFactory(iface: QgisInterface | None) -> Plugin:
     """Entry point that QGIS calls; `iface` is None in `qgis_process`."""

@@ -177,9 +177,8 @@ class Cancelled(IicError):
     exit_status = 130
 
 
-ERRORS: dict[str, type[IicError]] = {
-    error.code: error for error in (IicError, *sorted(IicError.__subclasses__(), key=lambda error: error.exit_status))
-}
+ERRORS: dict[str, type[IicError]] = {error.code: error for error in IicError.__subclasses__()}
+"""The named errors by their code."""
 
 
 def error_of(code: str, message: str) -> IicError:

@@ -23,7 +23,7 @@ class Started:
     Attributes:
         provider: the ONNX Runtime execution provider that really bound, such as `CPUExecutionProvider`.
         model: path of the model file that is run.
-        tiles: number of tiles of all sources together that hold valid pixels, as far as known.
+        tiles: number of tiles of all sources together.
         version: of this protocol.
     """
 

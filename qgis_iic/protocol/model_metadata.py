@@ -130,8 +130,10 @@ class ModelMetadata:
             if version != VERSION:
                 raise ModelInvalid(f"The model's metadata has version {version}; this release reads version {VERSION}.")
             names = {field.name for field in fields(cls)} & record.keys()
-            facts: dict[str, Any] = {name: record[name] for name in names}
-            return cls(**{name: tuple(fact) if isinstance(fact, list) else fact for name, fact in facts.items()})
+            facts: dict[str, Any] = {
+                name: tuple(record[name]) if isinstance(record[name], list) else record[name] for name in names
+            }
+            return cls(**facts)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelInvalid(f"The model's metadata is damaged: {error!r}.") from error
 

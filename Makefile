@@ -1,0 +1,55 @@
+# `make demo` and `make test` set up all they need, once; see README.md.
+
+PYTHON ?= /usr/bin/python3
+SCENE ?=
+PROFILE ?= $(HOME)/.local/share/QGIS/QGIS3/profiles/default
+
+engine := .venv/engine/bin
+qgis := .venv/qgis/bin
+package := dist/qgis_iic.zip
+package_sources := $(shell find qgis_iic resources models -type f -not -name '*.pyc') metadata.txt LICENSE tools/package_plugin.py
+
+.PHONY: demo test lint package deploy setup system clean
+.DELETE_ON_ERROR:
+
+demo: setup $(package)
+	$(engine)/python demo/run.py $(SCENE)
+
+test: setup $(package)
+	$(engine)/python -m pytest --ignore=tests/plugin --ignore=tests/integration
+	QT_QPA_PLATFORM=offscreen $(qgis)/python -m pytest tests/plugin tests/integration
+
+lint: .venv/engine/.installed
+	$(engine)/ruff check .
+	$(engine)/ruff format --check .
+	$(engine)/mypy
+	$(engine)/flake8 --select QGS qgis_iic/plugin
+
+package: $(package)
+
+$(package): $(package_sources)
+	$(PYTHON) tools/package_plugin.py
+
+deploy: $(package)
+	mkdir -p "$(PROFILE)/python/plugins"
+	rm -rf "$(PROFILE)/python/plugins/qgis_iic"
+	$(PYTHON) -m zipfile -e $(package) "$(PROFILE)/python/plugins"
+
+setup: .venv/engine/.installed .venv/qgis/.installed
+
+system:
+	@sh tools/install_qgis.sh
+
+# The engine's interpreter is apart from QGIS's own: their geo libraries break each other.
+.venv/engine/.installed: pyproject.toml constraints/engine.txt | system
+	$(PYTHON) -m venv --clear .venv/engine
+	$(engine)/pip install --quiet --constraint constraints/engine.txt --editable '.[engine,train,test,lint]'
+	touch $@
+
+.venv/qgis/.installed: constraints/qgis.txt | system
+	$(PYTHON) -m venv --clear --system-site-packages .venv/qgis
+	$(qgis)/pip install --quiet --requirement constraints/qgis.txt
+	touch $@
+
+clean:
+	rm -rf .venv build dist demo/out *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

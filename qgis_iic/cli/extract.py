@@ -1,0 +1,60 @@
+"""`iic extract`: rasters to building polygons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qgis_iic.cli.run import PATH, absolute, job_options, layer_names, named_errors, run_job, source_path
+from qgis_iic.protocol.job import Job, Precision, Provider, Source, Window
+
+
+@click.command(short_help="Building polygons of rasters, as GeoPackage layers.")
+@named_errors
+@click.argument("sources", metavar="SCENE...", nargs=-1, required=True)
+@click.option("--output", type=PATH, required=True, help="GeoPackage; layers are added to one that exists.")
+@click.option("--layer", help="Name of the layer.  [default: the raster's name]")
+@click.option("--min-area", type=float, default=10.0, help="Smallest building, in m2.")
+@click.option("--max-hole-area", type=float, default=5.0, help="Largest hole that is filled, in m2.")
+@job_options
+def command(
+    sources: tuple[str, ...],
+    output: Path,
+    layer: str | None,
+    min_area: float,
+    max_hole_area: float,
+    model: Path,
+    bands: tuple[int, ...] | None,
+    window: Window | None,
+    tile_size: int | None,
+    provider: Provider,
+    precision: Precision,
+    overwrite: bool,
+    events: str,
+) -> None:
+    """Finds the buildings in each SCENE and writes them as one polygon layer a raster, in the raster's own CRS.
+
+    Any raster that GDAL opens will do; it needs the bands that the model takes and a georeference. Outlines follow the
+    pixel edges of the model's ground sampling distance. With several rasters, a window applies to each, and the layers
+    are named after the rasters.
+    """
+    names = layer_names(sources, layer)
+    job = Job(
+        task="extract",
+        sources=tuple(
+            Source(source_path(source), name, bands, window) for source, name in zip(sources, names, strict=True)
+        ),
+        model=absolute(model),
+        output=absolute(output),
+        provider=provider,
+        precision=precision,
+        tile_size=tile_size,
+        min_area=min_area,
+        max_hole_area=max_hole_area,
+        overwrite=overwrite,
+    )
+    result = run_job(job, events)
+    if events == "text":
+        for made in result.layers:
+            click.echo(f"{made.features} buildings, {made.area:.0f} m2: layer {made.name} of {result.output}")

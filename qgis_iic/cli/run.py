@@ -1,0 +1,143 @@
+"""What the subcommands share: options, named errors on standard error, and the events of a run on a terminal."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qgis_iic.protocol.errors import IicError, JobInvalid
+from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, encode
+from qgis_iic.protocol.job import Job
+
+PATH = click.Path(path_type=Path)
+
+
+def named_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Ends the process with the message and the exit status of a named error; goes right below `@click.command`."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except IicError as error:
+            if kwargs.get("events") == "json":
+                click.echo(encode(Failed(error.code, error.message)))
+            click.echo(f"iic: {error.code}: {error.message}", err=True)
+            sys.exit(error.exit_status)
+
+    return wrapped
+
+
+def numbers(count: int | None = None) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
+    """Click callback for whole numbers separated by commas, `count` of them where that is given."""
+
+    def parse(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+        if text is None:
+            return None
+        try:
+            parsed = tuple(int(part) for part in text.split(","))
+        except ValueError as error:
+            raise click.BadParameter(f"{text!r} is not a list of whole numbers separated by commas") from error
+        if count is not None and len(parsed) != count:
+            raise click.BadParameter(f"{text!r} must be {count} numbers")
+        return parsed
+
+    return parse
+
+
+def job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that `extract` and `segment` have in common, in the order of the help."""
+    options = [
+        click.option("--model", type=PATH, required=True, help="ONNX model that `iic export` made."),
+        click.option("--bands", callback=numbers(), help="Band numbers in the model's order, such as 1,2,3.  "
+                     "[default: by the raster's colour interpretation]"),
+        click.option("--window", callback=numbers(4), metavar="COL,ROW,WIDTH,HEIGHT",
+                     help="Part of the raster, in its own pixels.  [default: all of it]"),
+        click.option("--tile-size", type=click.IntRange(min=1),
+                     help="Side of the tiles in pixels, halo included; the answer does not depend on it.  "
+                     "[default: the model's]"),
+        click.option("--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
+                     help="Where the network runs."),
+        click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32",
+                     help="Which of the model's sibling files to run."),
+        click.option("--overwrite", is_flag=True, help="Replace what is there under the same name."),
+        click.option("--events", type=click.Choice(["text", "json"]), default="text",
+                     help="A progress bar, or one JSON object a line on standard output."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def run_job(job: Job, events: str) -> Result:
+    """Runs the engine in this process and shows its events; an interrupt or a termination leaves no output."""
+    from qgis_iic.engine import pipeline
+    from qgis_iic.engine.cancellation import Cancellation
+
+    cancellation = Cancellation()
+    signal.signal(signal.SIGTERM, lambda *_: cancellation.request())
+    signal.signal(signal.SIGINT, lambda *_: cancellation.request())
+    if events == "json":
+        result = pipeline.run(job, lambda event: click.echo(encode(event)), cancellation)
+        click.echo(encode(result))
+        return result
+    with _Terminal() as terminal:
+        result = pipeline.run(job, terminal.show, cancellation)
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.seconds.items())
+    click.echo(f"Time: {stages}", err=True)
+    return result
+
+
+class _Terminal:
+    """Shows the events of a run on standard error, as a progress bar and messages."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> _Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.render_finish()
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Started():
+                click.echo(f"{event.model} on {event.provider}, {event.tiles} tiles", err=True)
+                self._bar = click.progressbar(length=event.tiles, label="Tiles", file=sys.stderr, show_pos=True)
+                self._bar.render_progress()
+            case Progress():
+                self._bar.update(event.done - self._bar.pos)
+            case Warned():
+                click.echo(f"Warning: {event.message}", err=True)
+
+
+def absolute(path: Path) -> str:
+    return str(path.expanduser().absolute())
+
+
+def source_path(text: str) -> str:
+    """A path made absolute where it names a file; anything else that GDAL opens is left as it is."""
+    return absolute(Path(text)) if Path(text).exists() or (":" not in text and not text.startswith("/vsi")) else text
+
+
+def layer_names(sources: tuple[str, ...], name: str | None) -> list[str]:
+    """One layer a raster: named by `name` or the raster, by both where there are several rasters.
+
+    Raises:
+        JobInvalid: two rasters have the same name.
+    """
+    stems = [Path(source).stem for source in sources]
+    if len(stems) == 1:
+        return [name or stems[0]]
+    names = [f"{name}_{stem}" if name else stem for stem in stems]
+    if len(set(names)) != len(names):
+        raise JobInvalid("Two of the rasters have the same file name; extract them in separate runs.")
+    return names

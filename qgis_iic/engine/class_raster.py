@@ -1,0 +1,99 @@
+"""The class raster: a tiled GeoTIFF that is written strip by strip, whatever its size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import rasterio
+from affine import Affine
+from rasterio.windows import Window as RasterioWindow
+
+from qgis_iic.engine.outputs import write_errors
+from qgis_iic.engine.raster import WorkingGrid
+from qgis_iic.engine.stitching import Strip
+from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.errors import DiskFull, OutputIsOtherKind, OutputNotWritable
+from qgis_iic.protocol.model_metadata import NODATA, OUTPUTS
+
+_BLOCK = 512
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Raises OutputIsOtherKind where `path` is a folder, is no GeoTIFF, or is one that may not be overwritten."""
+    if path.is_dir():
+        raise OutputIsOtherKind(f"{path} is a folder. Choose the name of a GeoTIFF file.")
+    if not path.exists():
+        return
+    with write_errors(path), path.open("rb") as file:
+        signature = file.read(4)
+    if signature not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        raise OutputIsOtherKind(f"{path} exists and is no GeoTIFF. Choose another name; it was left as it is.")
+    if not overwrite:
+        raise OutputIsOtherKind(f"{path} exists already. Choose another name, or allow overwriting.")
+
+
+class ClassRasterWriter:
+    """A context that writes strips of a window to `path` and, at its end, reads them back.
+
+    Args:
+        path: a new file.
+        grid: of the source.
+        window: in working pixels; the raster covers just that.
+        crs: WKT, or None.
+        tags: how the raster came about.
+
+    Raises:
+        DiskFull, OutputNotWritable
+    """
+
+    def __init__(self, path: Path, grid: WorkingGrid, window: Window, crs: str | None, tags: dict[str, str]) -> None:
+        self._path = path
+        self._window = window
+        with write_errors(path):
+            self._dataset = rasterio.open(
+                path,
+                "w",
+                driver="GTiff",
+                width=window.width,
+                height=window.height,
+                count=len(OUTPUTS),
+                dtype="uint8",
+                nodata=NODATA,
+                crs=crs,
+                transform=grid.transform * Affine.translation(window.col, window.row),
+                tiled=True,
+                blockxsize=_BLOCK,
+                blockysize=_BLOCK,
+                compress="deflate",
+                interleave="band",
+                bigtiff="if_safer",
+            )
+            self._dataset.update_tags(**tags)
+            for band, name in enumerate(OUTPUTS, start=1):
+                self._dataset.set_band_description(band, name)
+
+    def write(self, strip: Strip) -> None:
+        rows, cols = strip.window.slices_in(self._window)
+        with write_errors(self._path):
+            self._dataset.write(strip.planes, window=RasterioWindow.from_slices(rows, cols))
+
+    def __enter__(self) -> ClassRasterWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with write_errors(self._path):
+            self._dataset.close()
+        if kind is None:
+            self._check()
+
+    def _check(self) -> None:
+        """Reads every block: GDAL flushes them when the file is closed, and then reports a full disk to nobody."""
+        try:
+            with write_errors(self._path), rasterio.open(self._path) as dataset:
+                for _, window in dataset.block_windows(1):
+                    dataset.read(window=window)
+        except OutputNotWritable as error:
+            raise DiskFull(f"{self._path.name} came out incomplete: the disk is full or failing. {error}") from error

@@ -1,0 +1,244 @@
+"""The order of the steps, and nowhere else: sources, tiles, network, strips, class raster or footprints, output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyproj
+from affine import Affine
+
+from qgis_iic import __version__
+from qgis_iic.engine import class_raster, geopackage
+from qgis_iic.engine.cancellation import Cancellation
+from qgis_iic.engine.clock import Clock
+from qgis_iic.engine.footprints import footprints
+from qgis_iic.engine.outputs import scratch_folder, write_errors
+from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
+from qgis_iic.engine.session import Session, model_file
+from qgis_iic.engine.stitching import Planes, strips
+from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
+from qgis_iic.engine.vectorization import Component, Vectorizer
+from qgis_iic.protocol.errors import ModelNotMatched
+from qgis_iic.protocol.events import Emit, Layer, Progress, Result, Started, Warned
+from qgis_iic.protocol.job import Job, Source
+from qgis_iic.protocol.model_metadata import ModelMetadata
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done with one source.
+
+    Attributes:
+        reader: of its working grid.
+        window: that was asked for, in working pixels.
+        rows: of tiles.
+    """
+
+    reader: GridReader
+    window: Window
+    rows: list[tuple[Tile, ...]]
+
+    @property
+    def raster(self) -> Raster:
+        return self.reader.raster
+
+    @property
+    def tiles(self) -> int:
+        return sum(map(len, self.rows))
+
+
+def plan(raster: Raster, source: Source, metadata: ModelMetadata, tile_size: int | None = None) -> Plan:
+    """Bands, working grid and tiles of an open raster.
+
+    Raises:
+        ModelBandsMismatch, SourceUnsuitable, WindowOutside, JobInvalid, SourceCorrupt
+    """
+    bands = source.bands or raster.default_bands(metadata.bands)
+    raster.check_bands(bands, metadata.bands)
+    grid = working_grid(raster, metadata.gsd, metadata.gsd_range)
+    window = Window(*source.window) if source.window else Window(0, 0, raster.width, raster.height)
+    window = grid.from_source(clip(window, raster.width, raster.height))
+    moments = None if raster.dtype == metadata.dtype else (metadata.mean, metadata.std)
+    rows = tile_rows(
+        grid.width,
+        grid.height,
+        window,
+        tile_size=tile_size or metadata.tile_size,
+        halo=metadata.halo,
+        stride=metadata.stride,
+    )
+    return Plan(GridReader(raster, grid, bands, moments), window, rows)
+
+
+def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
+    """Does the job; the output is under its name when this returns, and untouched when it raises.
+
+    Args:
+        job: what to do.
+        emit: takes the events, the result not among them.
+        cancellation: looked at between tiles.
+
+    Raises:
+        IicError: one of the named errors.
+    """
+    clock = Clock()
+    _check_output(job)
+    with clock.stage("model"):
+        session = Session(model_file(job.model, job.precision), job.provider, job.building_clusters)
+    cancellation.reach(session.cancel)
+    if job.task == "extract" and session.building_clusters is None:
+        raise ModelNotMatched(
+            f"{job.model} does not know yet which of its {session.metadata.clusters} clusters are buildings. "
+            "Match them with a few examples first: iic match."
+        )
+    with ExitStack() as rasters, scratch_folder(job) as scratch:
+        plans = [
+            plan(rasters.enter_context(open_raster(source.path, source.crs)), source, session.metadata, job.tile_size)
+            for source in job.sources
+        ]
+        for warning in (text for each in plans for text in _warnings(each, session.metadata)):
+            emit(Warned(warning))
+        emit(Started(session.provider, job.model, sum(each.tiles for each in plans)))
+        progress = _Progress(plans, clock, emit, cancellation)
+        work = _extract if job.task == "extract" else _segment
+        layers = work(job, session, plans, scratch, clock, progress)
+    return Result(job.output, layers, {**clock.seconds, "total": clock.elapsed})
+
+
+def class_map(
+    path: str | Path, model: Path, bands: tuple[int, ...] | None = None, window: Window | None = None
+) -> tuple[Planes, Affine, pyproj.CRS | None]:
+    """The network's answer for a window of a raster, in memory.
+
+    Args:
+        path: of the raster.
+        model: ONNX file; it need not be matched.
+        bands: in the model's order, None for its default.
+        window: in source pixels, None for all.
+
+    Returns:
+        uint8 [3, height, width] (cluster, class, building probability; 255 without data), the transform from its pixels
+        to coordinates, and their CRS.
+    """
+    session = Session(model)
+    source_window = None if window is None else (window.col, window.row, window.width, window.height)
+    with open_raster(path) as raster:
+        made = plan(raster, Source(str(path), bands=bands, window=source_window), session.metadata)
+        answer = [strip.planes for strip in strips(session, made.reader, made.rows, Clock(), lambda _: None)]
+    transform = made.reader.grid.transform * Affine.translation(made.window.col, made.window.row)
+    return np.concatenate(answer, axis=1), transform, raster.crs
+
+
+def _check_output(job: Job) -> None:
+    output = Path(job.output)
+    if job.task == "extract":
+        geopackage.check_target(output, [source.layer for source in job.sources], overwrite=job.overwrite)
+    else:
+        class_raster.check_target(output, overwrite=job.overwrite)
+
+
+def _warnings(made: Plan, metadata: ModelMetadata) -> Iterator[str]:
+    raster, scale = made.raster, made.reader.grid.scale
+    if raster.crs is None:
+        yield f"{raster.path} has no coordinate reference system: its coordinates are taken as metres."
+    if scale != (1.0, 1.0):
+        own = max(raster.gsd)
+        yield f"{raster.path} has {own:.2f} m pixels; it is resampled to the {metadata.gsd:.2f} m that the model knows."
+    if raster.dtype != metadata.dtype:
+        yield (
+            f"{raster.path} holds {raster.dtype} values and the model knows {metadata.dtype}: "
+            "each band is brought to the mean and contrast that the model was trained on."
+        )
+
+
+class _Progress:
+    """Counts the tiles of all plans, tells of them, and looks at the cancellation in between."""
+
+    def __init__(self, plans: list[Plan], clock: Clock, emit: Emit, cancellation: Cancellation) -> None:
+        self._total = sum(each.tiles for each in plans)
+        self._done = 0
+        self._clock = clock
+        self._start = clock.elapsed
+        self._emit = emit
+        self._cancellation = cancellation
+
+    def of(self, made: Plan) -> Callable[[int], None]:
+        def advance(tiles: int) -> None:
+            self._cancellation.check()
+            self._done += tiles
+            remaining = (self._clock.elapsed - self._start) / self._done * (self._total - self._done)
+            self._emit(Progress(made.raster.path, self._done, self._total, remaining))
+
+        return advance
+
+    def check(self) -> None:
+        self._cancellation.check()
+
+
+def _segment(
+    job: Job, session: Session, plans: list[Plan], scratch: Path, clock: Clock, progress: _Progress
+) -> tuple[Layer, ...]:
+    (made,) = plans
+    crs = made.raster.crs.to_wkt() if made.raster.crs else None
+    staged = scratch / Path(job.output).name
+    with class_raster.ClassRasterWriter(
+        staged, made.reader.grid, made.window, crs, _provenance(job, session, made)
+    ) as writer:
+        for strip in strips(session, made.reader, made.rows, clock, progress.of(made)):
+            with clock.stage("write"):
+                writer.write(strip)
+    progress.check()
+    with write_errors(Path(job.output)):
+        staged.replace(job.output)
+    return ()
+
+
+def _extract(
+    job: Job, session: Session, plans: list[Plan], scratch: Path, clock: Clock, progress: _Progress
+) -> tuple[Layer, ...]:
+    layers = []
+    with geopackage.staged(Path(job.output), scratch) as staged:
+        for source, made in zip(job.sources, plans, strict=True):
+            vectorizer = Vectorizer(session.building_clusters or ())
+            components: list[Component] = []
+            for strip in strips(session, made.reader, made.rows, clock, progress.of(made)):
+                with clock.stage("vectorize"):
+                    components += vectorizer.feed(strip)
+            with clock.stage("vectorize"):
+                components += vectorizer.finish()
+                table = footprints(
+                    components,
+                    made.reader.grid.transform,
+                    made.raster.crs,
+                    min_area=job.min_area,
+                    max_hole_area=job.max_hole_area,
+                )
+            progress.check()
+            with clock.stage("write"):
+                geopackage.write_layer(table, staged, source.layer, _provenance(job, session, made))
+            layers.append(Layer(source.path, source.layer, len(table), float(table["area_m2"].sum())))
+        progress.check()
+    return tuple(layers)
+
+
+def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:
+    """What a later reader needs to make the output again, as texts."""
+    metadata = session.metadata
+    return {
+        "IIC_SOURCE": made.raster.path,
+        "IIC_BANDS": ",".join(map(str, made.reader.bands)),
+        "IIC_WORKING_PIXEL_SCALE": ",".join(map(repr, made.reader.grid.scale)),
+        "IIC_MODEL": metadata.name,
+        "IIC_MODEL_WEIGHTS_SHA256": metadata.weights_sha256,
+        "IIC_BUILDING_CLUSTERS": ",".join(map(str, session.building_clusters or ())),
+        "IIC_PROVIDER": session.provider,
+        "IIC_MIN_AREA_M2": repr(job.min_area),
+        "IIC_MAX_HOLE_AREA_M2": repr(job.max_hole_area),
+        "IIC_VERSION": __version__,
+        "IIC_DATE": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,364 @@
+"""Reading rasters: georeferencing, bands, masks, and windows at the ground sampling distance that the model wants.
+
+Pixels are read at the raster's own resolution, so overviews never matter, and resampled here: every working pixel is a
+fixed sum over source pixels, added in a fixed order. That makes it the same number whatever window it is read through.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyproj
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.windows import Window as RasterioWindow
+
+from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.errors import (
+    ModelBandsMismatch,
+    SourceCorrupt,
+    SourceNotFound,
+    SourceNotRaster,
+    SourceUnsuitable,
+)
+
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+class Raster:
+    """An open raster; made by `open_raster`.
+
+    Attributes:
+        path: as given.
+        width, height, count: in pixels and bands.
+        transform: from (column, row) of pixel corners to coordinates.
+        crs: coordinate reference system, None where the raster has none and none was given.
+        dtype: numpy's name of the bands' common data type.
+    """
+
+    def __init__(self, dataset: rasterio.DatasetReader, path: str, crs: str | None) -> None:
+        self._dataset = dataset
+        self.path = path
+        self.width: int = dataset.width
+        self.height: int = dataset.height
+        self.count: int = dataset.count
+        self.transform: Affine = dataset.transform
+        self.dtype: str = np.result_type(*map(np.dtype, dataset.dtypes)).name
+        self.crs: pyproj.CRS | None = _crs_of(dataset, crs)
+
+    @property
+    def gsd(self) -> tuple[float, float]:
+        """Ground sampling distance along columns and rows at the raster's centre, in metres on the ground.
+
+        Measured on the ellipsoid, so that degrees and the stretched metres of a Mercator projection come out right.
+        Without a CRS the coordinates are taken as metres.
+        """
+        column, row = self.width / 2, self.height / 2
+        ends = [(column - 0.5, row), (column + 0.5, row), (column, row - 0.5), (column, row + 0.5)]
+        x, y = zip(*(self.transform * end for end in ends), strict=True)
+        if self.crs is None or not (self.crs.is_geographic or self.crs.is_projected):
+            return float(np.hypot(x[1] - x[0], y[1] - y[0])), float(np.hypot(x[3] - x[2], y[3] - y[2]))
+        longitude, latitude = to_geographic(self.crs).transform(x, y)
+        geod = self.crs.get_geod() or pyproj.Geod(ellps="WGS84")
+        _, _, distances = geod.inv(longitude[0::2], latitude[0::2], longitude[1::2], latitude[1::2])
+        return float(distances[0]), float(distances[1])
+
+    def default_bands(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        """Band numbers for a model that takes the bands of these names.
+
+        The raster's own colour interpretation decides; where it says nothing, a raster with just as many bands, alpha
+        not counted, is taken in file order.
+
+        Raises:
+            ModelBandsMismatch: neither applies.
+        """
+        colors = self._dataset.colorinterp
+        by_color = {color.name: number for number, color in enumerate(colors, start=1)}
+        if all(name in by_color for name in names):
+            return tuple(by_color[name] for name in names)
+        bands = tuple(number for number, color in enumerate(colors, start=1) if color is not ColorInterp.alpha)
+        if len(bands) != len(names):
+            raise ModelBandsMismatch(
+                f"The model takes {len(names)} bands ({', '.join(names)}) and {self.path} has {len(bands)}. "
+                "Say which of its bands to use, in the model's order, or choose a model that fits."
+            )
+        return bands
+
+    def check_bands(self, bands: tuple[int, ...], names: tuple[str, ...]) -> None:
+        """Raises ModelBandsMismatch for another number of bands than `names`, SourceUnsuitable for one not there."""
+        if len(bands) != len(names):
+            raise ModelBandsMismatch(
+                f"The model takes {len(names)} bands ({', '.join(names)}) and the band mapping names {len(bands)}."
+            )
+        missing = [band for band in bands if not 1 <= band <= self.count]
+        if missing:
+            raise SourceUnsuitable(f"{self.path} has {self.count} bands and no band {missing[0]}.")
+
+    def read(self, bands: tuple[int, ...], window: Window) -> tuple[Floats, Mask]:
+        """Pixels at the raster's own resolution.
+
+        Returns:
+            Values float32 [bands, height, width], 0 where not valid, and validity bool [height, width]: the mask band,
+            alpha or no-data value says so in one of the bands at least, and all values are finite.
+
+        Raises:
+            SourceCorrupt: a block can't be read or decoded.
+        """
+        area = RasterioWindow(window.col, window.row, window.width, window.height)
+        per_dataset = MaskFlags.per_dataset in self._dataset.mask_flag_enums[bands[0] - 1]
+        try:
+            values = self._dataset.read(bands, window=area).astype(np.float32)
+            masks = self._dataset.read_masks(bands[:1] if per_dataset else bands, window=area)
+        except RasterioError as error:
+            raise SourceCorrupt(
+                f"{self.path} can't be read around column {window.col}, row {window.row}: {error}. "
+                "The file is damaged or incomplete; fetch or export it again."
+            ) from error
+        valid = masks.any(axis=0) & np.isfinite(values).all(axis=0)
+        values[:, ~valid] = 0
+        return values, valid
+
+
+@contextmanager
+def open_raster(path: str | Path, crs: str | None = None) -> Iterator[Raster]:
+    """Opens a raster for reading.
+
+    Args:
+        path: a file, or anything else that GDAL opens.
+        crs: overrides the raster's own.
+
+    Raises:
+        SourceNotFound, SourceNotRaster, SourceUnsuitable: no such file, not a raster, or one without georeferencing or
+            with complex values.
+    """
+    path = str(path)
+    # A JPEG block that libjpeg only warns about is decoded to grey; better to say that it is damaged.
+    with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            dataset = rasterio.open(path)
+        except RasterioIOError as error:
+            if not Path(path).exists() and not path.startswith("/vsi") and ":" not in path:
+                raise SourceNotFound(f"There is no raster at {path}.") from error
+            raise SourceNotRaster(f"{path} is not a raster that GDAL can open: {error}.") from error
+        with dataset:
+            _check_usable(dataset, path)
+            yield Raster(dataset, path, crs)
+
+
+def _check_usable(dataset: rasterio.DatasetReader, path: str) -> None:
+    if dataset.count == 0:
+        raise SourceNotRaster(f"{path} holds no raster band of its own; open one of its subdatasets.")
+    if any(np.issubdtype(dtype, np.complexfloating) for dtype in dataset.dtypes):
+        raise SourceUnsuitable(f"{path} has complex values; the models take real ones.")
+    if dataset.transform.is_identity or dataset.transform.determinant == 0:
+        raise SourceUnsuitable(
+            f"{path} is not georeferenced. Give it a position first, in QGIS with the Georeferencer."
+        )
+
+
+def _crs_of(dataset: rasterio.DatasetReader, override: str | None) -> pyproj.CRS | None:
+    text = override or (dataset.crs.to_wkt() if dataset.crs else None)
+    if not text:
+        return None
+    try:
+        return pyproj.CRS.from_user_input(text)
+    except pyproj.exceptions.CRSError as error:
+        raise SourceUnsuitable(f"The coordinate reference system {text!r} is not known: {error}.") from error
+
+
+def to_geographic(crs: pyproj.CRS) -> pyproj.Transformer:
+    """From coordinates of `crs` in (x, y) order to longitude and latitude on its own datum, in degrees."""
+    geographic = crs.geodetic_crs or pyproj.CRS("EPSG:4326")
+    return pyproj.Transformer.from_crs(crs, geographic, always_xy=True)
+
+
+@dataclass(frozen=True)
+class WorkingGrid:
+    """The pixels that the network sees, anchored at the raster's origin.
+
+    Attributes:
+        width, height: in working pixels.
+        transform: from (column, row) of working pixel corners to coordinates.
+        scale: source pixels per working pixel, along columns and rows; (1, 1) is the source's own grid.
+    """
+
+    width: int
+    height: int
+    transform: Affine
+    scale: tuple[float, float]
+
+    def from_source(self, window: Window) -> Window:
+        """The working pixels that `window`, in source pixels, touches."""
+        scale_x, scale_y = self.scale
+        touched = Window.spanning(
+            int(np.floor(window.col / scale_x)),
+            int(np.floor(window.row / scale_y)),
+            int(np.ceil(window.col_stop / scale_x)),
+            int(np.ceil(window.row_stop / scale_y)),
+        )
+        # A sliver at the far edge may lie in no working pixel: the last one then stands for it.
+        col, row = min(touched.col, self.width - 1), min(touched.row, self.height - 1)
+        return Window.spanning(col, row, min(touched.col_stop, self.width), min(touched.row_stop, self.height))
+
+
+def working_grid(raster: Raster, gsd: float, gsd_range: tuple[float, float]) -> WorkingGrid:
+    """The raster's own grid where its ground sampling distance is in range, else one of `gsd` metres.
+
+    Args:
+        raster: open.
+        gsd: wanted ground sampling distance, in metres.
+        gsd_range: smallest and largest ground sampling distance, in metres, that need no resampling.
+    """
+    own = raster.gsd
+    if all(gsd_range[0] <= length <= gsd_range[1] for length in own):
+        return WorkingGrid(raster.width, raster.height, raster.transform, (1.0, 1.0))
+    scale_x, scale_y = gsd / own[0], gsd / own[1]
+    width = max(1, int(raster.width / scale_x + 0.5))
+    height = max(1, int(raster.height / scale_y + 0.5))
+    return WorkingGrid(width, height, raster.transform * Affine.scale(scale_x, scale_y), (scale_x, scale_y))
+
+
+class GridReader:
+    """Windows of a working grid.
+
+    Args:
+        raster: open.
+        grid: of that raster.
+        bands: 1-based, in the model's order.
+        moments: mean and standard deviation per band that the values are brought to, by the statistics of the whole
+            layer; None leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        raster: Raster,
+        grid: WorkingGrid,
+        bands: tuple[int, ...],
+        moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    ) -> None:
+        self.raster = raster
+        self.grid = grid
+        self.bands = bands
+        self._gain = np.ones((len(bands), 1, 1), np.float32)
+        self._offset = np.zeros((len(bands), 1, 1), np.float32)
+        if moments is not None:
+            self._match_moments(*moments)
+
+    def read(self, window: Window) -> tuple[Floats, Mask]:
+        """Values float32 [bands, height, width] and validity bool [height, width] of a window in working pixels.
+
+        Pixels without data, outside the raster too, are 0 and not valid. A resampled pixel is valid where half of it or
+        more is; its value is the mean over that part (bilinear where the source is the coarser one).
+
+        Raises:
+            SourceCorrupt: a block can't be read or decoded.
+        """
+        values = np.zeros((len(self.bands), window.height, window.width), np.float32)
+        valid = np.zeros((window.height, window.width), np.bool_)
+        inside = window.intersection(Window(0, 0, self.grid.width, self.grid.height))
+        if inside is not None:
+            rows, cols = inside.slices_in(window)
+            values[:, rows, cols], valid[rows, cols] = self._read_inside(inside)
+        return values, valid
+
+    def _read_inside(self, window: Window) -> tuple[Floats, Mask]:
+        if self.grid.scale == (1.0, 1.0):
+            values, valid = self.raster.read(self.bands, window)
+        else:
+            values, valid = self._resample(window)
+        values = values * self._gain + self._offset
+        values[:, ~valid] = 0
+        return values, valid
+
+    def _resample(self, window: Window) -> tuple[Floats, Mask]:
+        columns = _taps(window.col, window.col_stop, self.grid.scale[0], self.raster.width)
+        rows = _taps(window.row, window.row_stop, self.grid.scale[1], self.raster.height)
+        source = Window.spanning(columns.start, rows.start, columns.stop, rows.stop)
+        values, valid = self.raster.read(self.bands, source)
+        planes = np.concatenate([values, valid[None].astype(np.float32)])  # invalid values are 0: weight them out
+        sums = columns.apply(rows.apply(planes.swapaxes(1, 2)).swapaxes(1, 2))
+        weight = sums[-1]
+        resampled_valid = weight >= 0.5
+        sums[:-1] /= np.where(resampled_valid, weight, np.float32(1))
+        return sums[:-1], resampled_valid
+
+    def _match_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Sets gain and offset from the layer's own statistics, which do not depend on the window that is asked for."""
+        values = np.concatenate([self._valid_values(window) for window in self._sample_windows()], axis=1)
+        if values.shape[1] == 0:
+            return
+        own_mean = values.mean(axis=1, dtype=np.float64)
+        own_std = values.std(axis=1, dtype=np.float64)
+        gain = np.asarray(std) / np.where(own_std > 0, own_std, 1.0)
+        self._gain[:, 0, 0] = gain
+        self._offset[:, 0, 0] = np.asarray(mean) - own_mean * gain
+
+    def _valid_values(self, window: Window) -> Floats:
+        values, valid = self._read_inside(window)
+        return values[:, valid]
+
+    def _sample_windows(self, count: int = 8, side: int = 256) -> Iterator[Window]:
+        """`count` x `count` windows spread evenly over the grid, fewer where it is small."""
+        for row in _spread(self.grid.height, count, side):
+            for col in _spread(self.grid.width, count, side):
+                width, height = min(side, self.grid.width - col), min(side, self.grid.height - row)
+                yield Window(col, row, width, height)
+
+
+def _spread(length: int, count: int, side: int) -> list[int]:
+    """Starts of at most `count` spans of `side` pixels, spread evenly over `length` without overlap."""
+    count = max(1, min(count, length // side))
+    return [int(start) for start in np.linspace(0, max(0, length - side), count)]
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """Resampling along one axis: output i is the sum over j of weights[i, j] times source pixel indices[i, j].
+
+    Attributes:
+        start, stop: of the source pixels that are needed.
+        indices: int [outputs, taps], counted from `start`.
+        weights: float32 [outputs, taps]; those of an output inside the raster add up to 1.
+    """
+
+    start: int
+    stop: int
+    indices: NDArray[np.intp]
+    weights: Floats
+
+    def apply(self, planes: Floats) -> Floats:
+        """Resamples the last axis, tap by tap: the order of additions is the same for every pixel of any window."""
+        result = planes[..., self.indices[:, 0]] * self.weights[:, 0]
+        for tap in range(1, self.weights.shape[1]):
+            result += planes[..., self.indices[:, tap]] * self.weights[:, tap]
+        return result
+
+
+def _taps(start: int, stop: int, scale: float, length: int) -> _Taps:
+    """Taps of the outputs `start` to `stop` for `scale` source pixels per output, in a source of `length` pixels.
+
+    Area average for a scale of 1 and more, else bilinear between pixel centres.
+    """
+    outputs = np.arange(start, stop, dtype=np.float64)[:, None]
+    if scale >= 1:
+        low, high = outputs * scale, (outputs + 1) * scale
+        indices = np.floor(low) + np.arange(int(np.ceil(scale)) + 1)
+        weights = (np.minimum(high, indices + 1) - np.maximum(low, indices)).clip(min=0) / scale
+        weights[indices >= length] = 0  # a last output that reaches past the raster is valid by what lies inside
+    else:
+        center = ((outputs + 0.5) * scale - 0.5).clip(0, length - 1)
+        indices = np.floor(center) + np.arange(2)
+        weights = 1 - np.abs(center - indices)
+    indices = indices.clip(0, length - 1).astype(np.intp)
+    first, last = int(indices.min()), int(indices.max())
+    return _Taps(first, last + 1, indices - first, weights.astype(np.float32))

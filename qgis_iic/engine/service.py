@@ -1,0 +1,82 @@
+"""The engine as a process: a job file in, events on standard output, cancellation on standard input."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import TextIO
+
+from qgis_iic.engine.cancellation import Cancellation
+from qgis_iic.protocol.errors import EngineNotStarted, IicError, JobInvalid
+from qgis_iic.protocol.events import Emit, Event, Failed, encode
+from qgis_iic.protocol.job import Job
+
+_CANCEL = "cancel"
+
+
+def main(arguments: list[str]) -> int:
+    """Does the job of the file that the only argument names; the exit status is 0 or that of the named error."""
+    events = _claim_standard_output()
+
+    def emit(event: Event) -> None:
+        events.write(encode(event) + "\n")
+        events.flush()
+
+    cancellation = Cancellation()
+    threading.Thread(target=_watch_standard_input, args=(cancellation,), daemon=True).start()
+    try:
+        job = _read_job(arguments)
+        emit(_run(job, emit, cancellation))
+    except IicError as error:
+        emit(Failed(error.code, error.message))
+        return error.exit_status
+    except Exception as error:
+        traceback.print_exc()
+        emit(Failed(IicError.code, f"The engine has a defect, please report it: {error!r}"))
+        return IicError.exit_status
+    return 0
+
+
+def _run(job: Job, emit: Emit, cancellation: Cancellation) -> Event:
+    try:
+        from qgis_iic.engine import pipeline
+    except ImportError as error:
+        raise EngineNotStarted(
+            f"The Python environment of the engine, {sys.executable}, lacks a library: {error}. "
+            "Install the engine's requirements in it (pip install 'qgis-iic[engine]'), "
+            "or choose another environment in the settings."
+        ) from error
+    return pipeline.run(job, emit, cancellation)
+
+
+def _read_job(arguments: list[str]) -> Job:
+    if len(arguments) != 1:
+        raise JobInvalid("The engine takes one argument, the path of a job file.")
+    try:
+        text = Path(arguments[0]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobInvalid(f"The job file can't be read: {error}.") from error
+    return Job.from_json(text)
+
+
+def _claim_standard_output() -> TextIO:
+    """Standard output for the events alone: whatever else a library prints there goes to standard error."""
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="\n")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return events
+
+
+def _watch_standard_input(cancellation: Cancellation) -> None:
+    """Cancels on the line `cancel`, and where standard input is a pipe also at its end: then the parent is gone."""
+    if sys.stdin is None:
+        return
+    for line in sys.stdin:
+        if line.strip() == _CANCEL:
+            cancellation.request()
+            return
+    if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+        cancellation.request()

@@ -1,0 +1,152 @@
+"""The network in ONNX Runtime: which file, which provider, and its contract with `protocol.model_metadata`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
+
+from qgis_iic.protocol.errors import (
+    Cancelled,
+    ModelInvalid,
+    ModelNotFound,
+    ProviderUnavailable,
+)
+from qgis_iic.protocol.job import Precision, Provider
+from qgis_iic.protocol.model_metadata import (
+    BUILDING_CLUSTERS_INPUT,
+    IMAGE_INPUT,
+    OUTPUTS,
+    ModelMetadata,
+    check_building_clusters,
+)
+
+_PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+"""In the order in which `auto` tries them."""
+
+_GPU_BATCH = 8
+"""Tiles a run on a GPU; a CPU is busy with one."""
+
+
+def model_file(model: str | Path, precision: Precision) -> Path:
+    """The sibling of `model` in that precision: `m.onnx` is fp32, `m.fp16.onnx` and `m.int8.onnx` lie beside it.
+
+    Raises:
+        ModelNotFound: there is no such file.
+    """
+    path = Path(model)
+    if precision != "fp32":
+        path = path.with_name(f"{path.stem}.{precision}{path.suffix}")
+    if not path.is_file():
+        raise ModelNotFound(f"There is no model at {path}.")
+    return path
+
+
+class Session:
+    """A loaded model.
+
+    Args:
+        path: of the ONNX file.
+        provider: where it runs; `auto` takes the first that binds.
+        building_clusters: clusters that are buildings, None for the model's own mapping.
+
+    Attributes:
+        metadata: what the file says of itself.
+        provider: ONNX Runtime's name of the execution provider that bound.
+        building_clusters: the mapping that is in force; None where neither the model nor the caller has one, and the
+            building probability is then 0 everywhere.
+        batch_size: tiles that are best run together.
+
+    Raises:
+        ModelInvalid: not an ONNX model, or one without the inputs, outputs and metadata that the engine needs.
+        ProviderUnavailable: the asked-for provider did not bind.
+    """
+
+    def __init__(
+        self, path: Path, provider: Provider = "auto", building_clusters: tuple[int, ...] | None = None
+    ) -> None:
+        self._path = path
+        self._session = _bind(path, provider)
+        self.provider: str = self._session.get_providers()[0]
+        self.metadata = ModelMetadata.from_properties(self._session.get_modelmeta().custom_metadata_map)
+        self._check_graph()
+        self.building_clusters = self.metadata.building_clusters if building_clusters is None else building_clusters
+        check_building_clusters(self.building_clusters or (), self.metadata.clusters)
+        self._mapping_input = np.zeros(self.metadata.clusters, np.float32)
+        self._mapping_input[list(self.building_clusters or ())] = 1
+        self._run_options = onnxruntime.RunOptions()
+        self._cancelled = False
+        self.batch_size = 1 if self.provider == _PROVIDERS["cpu"] else _GPU_BATCH
+
+    def run(self, tiles: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Clusters, classes and building probabilities of a batch.
+
+        Args:
+            tiles: raw pixel values float32 [N, bands, H, W], H and W multiples of the stride.
+
+        Returns:
+            uint8 [N, 3, H, W]: the outputs in the order of `model_metadata.OUTPUTS`.
+
+        Raises:
+            Cancelled: `cancel` was called, before or meanwhile.
+        """
+        feeds = {IMAGE_INPUT: tiles, BUILDING_CLUSTERS_INPUT: self._mapping_input}
+        try:
+            outputs = self._session.run(list(OUTPUTS), feeds, self._run_options)
+        except Exception as error:  # ONNX Runtime has no class of its own for a run that was told to end
+            if self._cancelled:
+                raise Cancelled("The run was cancelled.") from error
+            raise
+        return np.stack(outputs, axis=1)
+
+    def cancel(self) -> None:
+        """Ends a run that is under way, at its next node, and any later one; may be called from another thread."""
+        self._cancelled = True
+        self._run_options.terminate = True
+
+    def _check_graph(self) -> None:
+        inputs = {node.name: node for node in self._session.get_inputs()}
+        defaults = {node.name for node in self._session.get_overridable_initializers()}
+        outputs = {node.name for node in self._session.get_outputs()}
+        missing = ({IMAGE_INPUT} - inputs.keys()) | ({BUILDING_CLUSTERS_INPUT} - defaults) | (set(OUTPUTS) - outputs)
+        if missing:
+            raise ModelInvalid(f"{self._path} has no input or output named {', '.join(sorted(missing))}.")
+        bands = inputs[IMAGE_INPUT].shape[1]
+        if bands != len(self.metadata.bands):
+            raise ModelInvalid(f"{self._path} takes {bands} bands, and its metadata names {len(self.metadata.bands)}.")
+
+
+def _bind(path: Path, provider: Provider) -> onnxruntime.InferenceSession:
+    offered = onnxruntime.get_available_providers()
+    wanted = [name for name in _PROVIDERS if name == provider or provider == "auto"]
+    for name in wanted:
+        if _PROVIDERS[name] not in offered:
+            continue
+        session = _load(path, _PROVIDERS[name])
+        if session.get_providers()[0] == _PROVIDERS[name]:
+            return session
+    raise ProviderUnavailable(
+        f"The network can't run on {provider}: ONNX Runtime {onnxruntime.__version__} offers {', '.join(offered)}. "
+        "A provider that is offered and yet does not bind lacks its driver or libraries; take `auto` or `cpu`."
+    )
+
+
+def _load(path: Path, provider: str) -> onnxruntime.InferenceSession:
+    if provider == _PROVIDERS["cuda"]:
+        onnxruntime.preload_dlls()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except (
+        runtime_errors.InvalidProtobuf,
+        runtime_errors.InvalidGraph,
+        runtime_errors.InvalidArgument,
+        runtime_errors.NoModel,
+        runtime_errors.NotImplemented,
+        runtime_errors.Fail,
+    ) as error:
+        raise ModelInvalid(f"{path} is not an ONNX model that ONNX Runtime can run: {error}") from error

@@ -1,0 +1,31 @@
+"""Entry point of the engine process: `python -I -X utf8 -u engine_main.py JOB.json`.
+
+Run by path, so that it works from an unpacked plugin that no Python environment knows of. The package is loaded from
+where this file lies and nothing is added to the module search path, on which the folders of other plugins would lie.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def _load_package() -> None:
+    folder = Path(__file__).resolve().parent
+    spec = importlib.util.spec_from_file_location(
+        "qgis_iic", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{folder} is not the package qgis_iic")
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["qgis_iic"] = package
+    spec.loader.exec_module(package)
+
+
+if __name__ == "__main__":
+    _load_package()
+
+    from qgis_iic.engine.service import main
+
+    sys.exit(main(sys.argv[1:]))
