@@ -17,7 +17,7 @@ def main(folder: Path) -> None:
     """Writes scene.tif and scene2.tif (0.3 m, 400 x 300, five roofs) and model.onnx."""
     values = town(300, 400, ROOFS)
     write_raster(folder / "scene.tif", values, photometric="rgb")
-    write_raster(folder / "scene2.tif", values, transform=Affine.translation(120, 0) * NORTH_UP, photometric="rgb")
+    write_raster(folder / "scene2.tif", values, transform=Affine.translation(120, 0) @ NORTH_UP, photometric="rgb")
     brightness_model(folder / "model.onnx", tile_size=128)
 
 

@@ -26,3 +26,6 @@ class _LazyGroup(click.Group):
 @click.version_option(package_name="qgis-iic")
 def main() -> None:
     """Building polygons from very-high-resolution imagery, without labels."""
+
+if __name__ == "__main__":
+    main()

@@ -61,7 +61,7 @@ class ClassRasterWriter:
                 dtype="uint8",
                 nodata=NODATA,
                 crs=crs,
-                transform=grid.transform * Affine.translation(window.col, window.row),
+                transform=grid.transform @ Affine.translation(window.col, window.row),
                 tiled=True,
                 blockxsize=_BLOCK,
                 blockysize=_BLOCK,

@@ -41,7 +41,9 @@ def footprints(
         (mean building probability, 0 to 1, before filling) and `geometry`.
     """
     ordered = sorted(components, key=_position)
-    polygons = _to_coordinates([component.polygon for component in ordered], transform)
+    # In normal form, so that the strips in which an outline was traced don't show in the order of its vertices.
+    outlines = shapely.normalize(np.array([component.polygon for component in ordered], object))
+    polygons = _to_coordinates(outlines, transform)
     polygons = _fill_holes(polygons, crs, max_hole_area)
     areas, perimeters = measure(polygons, crs)
     kept = np.flatnonzero(areas >= min_area)
@@ -94,13 +96,11 @@ def _position(component: Component) -> tuple[float, ...]:
     return top, left, bottom, right, component.pixels
 
 
-def _to_coordinates(polygons: list[shapely.Polygon], transform: Affine) -> Polygons:
+def _to_coordinates(polygons: Polygons, transform: Affine) -> Polygons:
     def georeference(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
         return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
 
-    array = np.empty(len(polygons), object)
-    array[:] = polygons
-    return np.asarray(shapely.transform(array, georeference, interleaved=False))
+    return np.asarray(shapely.transform(polygons, georeference, interleaved=False))
 
 
 def _fill_holes(polygons: Polygons, crs: pyproj.CRS | None, max_hole_area: float) -> Polygons:

@@ -8,6 +8,7 @@ transaction: readers such as QGIS keep their connection, and a crash in the midd
 from __future__ import annotations
 
 import sqlite3
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -98,11 +99,16 @@ def staged(path: Path, scratch: Path) -> Iterator[Path]:
 
 
 def _backup(source: Path, target: Path) -> None:
-    with (
-        closing(sqlite3.connect(source, timeout=_BUSY_SECONDS)) as reading,
-        closing(sqlite3.connect(target, timeout=_BUSY_SECONDS)) as writing,
-    ):
-        reading.backup(writing)
+    """Copies a database, all of it or nothing; raises sqlite3.OperationalError where it stays locked."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+
+    def give_up(status: int, _remaining: int, _total: int) -> None:
+        # Python goes on trying for ever otherwise.
+        if status != sqlite3.SQLITE_DONE and time.monotonic() > deadline:
+            raise sqlite3.OperationalError("another program keeps it locked")
+
+    with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
+        reading.backup(writing, progress=give_up)
 
 
 def _head(path: Path) -> bytes:

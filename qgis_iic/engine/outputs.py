@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,7 @@ from qgis_iic.protocol.errors import DiskFull, OutputNotWritable
 from qgis_iic.protocol.job import Job
 
 _NO_ROOM_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_ROOM_WORDS = ("No space left", "disk is full", "File too large", "quota exceeded")
-_NO_ROOM_BYTES = 1 << 20
-"""With less than this left on the disk, a write that failed for whatever reason failed for lack of room."""
+_PROBE_BYTES = 1 << 20
 
 
 @contextmanager
@@ -50,14 +49,16 @@ def write_errors(output: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RasterioError, DataSourceError, DataLayerError, sqlite3.Error) as error:
-        if _is_lack_of_room(error, output):
+        if _lacks_room(output.parent):
             raise DiskFull(f"There is not enough room to write {output}: {error}. Nothing was written.") from error
         raise OutputNotWritable(f"{output} can't be written: {error}. Nothing was written.") from error
 
 
-def _is_lack_of_room(error: Exception, output: Path) -> bool:
-    if isinstance(error, OSError) and error.errno in _NO_ROOM_ERRNO:
-        return True
-    if any(words.casefold() in str(error).casefold() for words in _NO_ROOM_WORDS):
-        return True
-    return shutil.disk_usage(output.parent).free < _NO_ROOM_BYTES
+def _lacks_room(folder: Path) -> bool:
+    """Whether a small file finds no room: the libraries report a full disk in too many ways, or as something else."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        return error.errno in _NO_ROOM_ERRNO
+    return False

@@ -130,7 +130,7 @@ def class_map(
     with open_raster(path) as raster:
         made = plan(raster, Source(str(path), bands=bands, window=source_window), session.metadata)
         answer = [strip.planes for strip in strips(session, made.reader, made.rows, Clock(), lambda _: None)]
-    transform = made.reader.grid.transform * Affine.translation(made.window.col, made.window.row)
+    transform = made.reader.grid.transform @ Affine.translation(made.window.col, made.window.row)
     return np.concatenate(answer, axis=1), transform, raster.crs
 
 

@@ -62,11 +62,12 @@ class Raster:
         Measured on the ellipsoid, so that degrees and the stretched metres of a Mercator projection come out right.
         Without a CRS the coordinates are taken as metres.
         """
+        a, b, _, d, e, _ = self.transform[:6]
+        if self.crs is None or not (self.crs.is_geographic or self.crs.is_projected):
+            return float(np.hypot(a, d)), float(np.hypot(b, e))
         column, row = self.width / 2, self.height / 2
         ends = [(column - 0.5, row), (column + 0.5, row), (column, row - 0.5), (column, row + 0.5)]
-        x, y = zip(*(self.transform * end for end in ends), strict=True)
-        if self.crs is None or not (self.crs.is_geographic or self.crs.is_projected):
-            return float(np.hypot(x[1] - x[0], y[1] - y[0])), float(np.hypot(x[3] - x[2], y[3] - y[2]))
+        x, y = zip(*(self.transform @ end for end in ends), strict=True)
         longitude, latitude = to_geographic(self.crs).transform(x, y)
         geod = self.crs.get_geod() or pyproj.Geod(ellps="WGS84")
         _, _, distances = geod.inv(longitude[0::2], latitude[0::2], longitude[1::2], latitude[1::2])
@@ -225,7 +226,7 @@ def working_grid(raster: Raster, gsd: float, gsd_range: tuple[float, float]) -> 
     scale_x, scale_y = gsd / own[0], gsd / own[1]
     width = max(1, int(raster.width / scale_x + 0.5))
     height = max(1, int(raster.height / scale_y + 0.5))
-    return WorkingGrid(width, height, raster.transform * Affine.scale(scale_x, scale_y), (scale_x, scale_y))
+    return WorkingGrid(width, height, raster.transform @ Affine.scale(scale_x, scale_y), (scale_x, scale_y))
 
 
 class GridReader:

@@ -1,0 +1,109 @@
+"""The commands as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import geopandas
+import pyogrio
+import pytest
+import rasterio
+from click.testing import CliRunner
+
+from qgis_iic.cli.main import COMMANDS, main
+from qgis_iic.protocol.errors import LayerExists, SourceNotFound
+from tests import sample_job
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    sample_job.main(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def iic(*arguments: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "qgis_iic.cli.main", *arguments], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_that_states_its_defaults(command: str) -> None:
+    result = CliRunner().invoke(main, [command, "--help"])
+    assert result.exit_code == 0
+    assert result.output.startswith(f"Usage: main {command}")
+
+
+def test_extract_says_what_it_found(folder: Path) -> None:
+    status, output, errors = iic(
+        "extract", "scene.tif", "--model", "model.onnx", "--output", "b.gpkg", "--layer", "roofs"
+    )
+    assert status == 0, errors
+    assert output.startswith("5 buildings, 682 m2: layer roofs of ")
+    assert "CPUExecutionProvider" in errors
+    assert len(geopandas.read_file("b.gpkg", layer="roofs")) == 5
+
+
+def test_extract_of_two_scenes_makes_two_layers(folder: Path) -> None:
+    arguments = ["extract", "scene.tif", "scene2.tif", "--model", "model.onnx", "--output", "b.gpkg"]
+    assert iic(*arguments)[0] == 0
+    assert pyogrio.list_layers("b.gpkg")[:, 0].tolist() == ["scene", "scene2"]
+    status, _, errors = iic(*arguments)
+    assert status == LayerExists.exit_status
+    assert errors.startswith("iic: layer-exists: ")
+    assert iic(*arguments, "--overwrite")[0] == 0
+    assert iic(*arguments, "--layer", "new")[0] == 0
+    assert pyogrio.list_layers("b.gpkg")[:, 0].tolist() == ["scene", "scene2", "new_scene", "new_scene2"]
+
+
+def test_events_for_machines(folder: Path) -> None:
+    arguments = ["extract", "scene.tif", "--model", "model.onnx", "--output", "b.gpkg", "--events", "json"]
+    status, output, _ = iic(*arguments)
+    events = [json.loads(line) for line in output.splitlines()]
+    assert status == 0
+    assert events[0]["event"] == "started"
+    assert events[-1]["event"] == "result"
+    assert events[-1]["layers"][0]["features"] == 5
+    arguments[1] = "none.tif"
+    status, output, errors = iic(*arguments)
+    assert status == SourceNotFound.exit_status
+    assert json.loads(output)["code"] == "source-not-found"
+    assert "none.tif" in errors
+
+
+def test_segment_of_a_window(folder: Path) -> None:
+    status, output, errors = iic(
+        "segment",
+        "scene.tif",
+        "--model",
+        "model.onnx",
+        "--output",
+        "c.tif",
+        "--window",
+        "10,20,60,50",
+        "--tile-size",
+        "40",
+    )
+    assert status == 0, errors
+    assert "c.tif" in output
+    with rasterio.open("c.tif") as raster:
+        assert raster.shape == (50, 60)
+        assert (raster.read(1) == 3).sum() == 40 * 30
+
+
+@pytest.mark.parametrize("arguments", [("--window", "1,2,3"), ("--bands", "red"), ("--provider", "abacus")])
+def test_bad_options_are_usage_errors(folder: Path, arguments: tuple[str, str]) -> None:
+    status, _, errors = iic("segment", "scene.tif", "--model", "model.onnx", "--output", "c.tif", *arguments)
+    assert status == 2
+    assert arguments[0] in errors
+
+
+def test_info_prints_the_metadata(folder: Path) -> None:
+    status, output, _ = iic("info", "model.onnx")
+    assert status == 0
+    assert json.loads(output)["building_clusters"] == [2, 3]

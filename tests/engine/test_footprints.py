@@ -1,0 +1,96 @@
+"""Coordinates, holes, measures and order of the footprints."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyproj
+import pytest
+import shapely
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qgis_iic.engine.footprints import footprints, measure
+from qgis_iic.engine.vectorization import Component
+from tests.rasters import NORTH_UP
+
+UTM = pyproj.CRS("EPSG:32645")
+
+
+def component(polygon: shapely.Polygon, cluster: int = 1, confidence: float = 0.5) -> Component:
+    return Component(polygon, cluster, int(polygon.area), confidence)
+
+
+def court(side: int, hole: int) -> Component:
+    return component(shapely.box(0, 0, side, side).difference(shapely.box(1, 1, 1 + hole, 1 + hole)))
+
+
+@given(
+    st.floats(0.1, 2), st.floats(0.1, 2), st.floats(-180, 180), st.floats(-0.5, 0.5), st.sampled_from([-1, 1]),
+)  # fmt: skip
+def test_area_is_conserved_through_any_affine(x: float, y: float, angle: float, shear: float, flip: int) -> None:
+    transform = (
+        Affine.translation(5e5, 3e6) @ Affine.rotation(angle) @ Affine.shear(20 * shear) @ Affine.scale(x, y * flip)
+    )
+    parts = [component(shapely.box(3, 4, 10, 20)), court(12, 5)]
+    table = footprints(parts, transform, None, min_area=0, max_hole_area=0)
+    expected = sum(part.pixels for part in parts) * abs(transform.determinant)
+    assert table.geometry.area.sum() == pytest.approx(expected, rel=1e-6)
+    assert table["area_m2"].sum() == pytest.approx(expected, rel=1e-6)
+    assert table.geometry.is_valid.all()
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("EPSG:32645", NORTH_UP),
+        ("EPSG:4326", Affine(3e-6, 0, 85.5, 0, -3e-6, 27.6)),
+        ("EPSG:3857", Affine(0.5, 0, 9_517_000, 0, -0.5, 3_200_000)),
+        ("EPSG:3857", Affine(0.5, 0, 1_000_000, 0, -0.5, 8_399_737)),
+        ("EPSG:2263", Affine(1, 0, 2_000_000, 0, -1, 600_000)),
+    ],
+)
+def test_measures_are_those_of_the_ellipsoid(crs: str, transform: Affine) -> None:
+    parts = [court(100, 60), component(shapely.box(2000, 3000, 2100, 3050))]
+    table = footprints(parts, transform, pyproj.CRS(crs), min_area=0, max_hole_area=0)
+    geod = pyproj.CRS(crs).get_geod()
+    assert geod is not None
+    for row, geographic in zip(table.itertuples(), table.geometry.to_crs(table.crs.geodetic_crs), strict=True):
+        area, _ = geod.geometry_area_perimeter(shapely.orient_polygons(geographic))
+        assert row.area_m2 == pytest.approx(area, rel=1e-5)
+        assert row.perimeter_m == pytest.approx(geod.geometry_length(geographic.boundary), rel=1e-6)
+
+
+def test_small_holes_are_filled_and_large_ones_stay() -> None:
+    parts = [court(30, 10), component(shapely.transform(court(30, 20).polygon, lambda xy: np.add(xy, (100, 0))))]
+    table = footprints(parts, Affine.scale(0.5), None, min_area=0, max_hole_area=25)
+    assert [len(polygon.interiors) for polygon in table.geometry] == [0, 1]
+    np.testing.assert_allclose(table["area_m2"], [225, 125])
+    assert (footprints(parts, Affine.scale(0.5), None, min_area=0, max_hole_area=24)["area_m2"] < 225).all()
+
+
+def test_the_minimum_counts_after_filling() -> None:
+    parts = [court(10, 8), component(shapely.box(50, 0, 59, 10))]
+    table = footprints(parts, Affine.identity(), None, min_area=95, max_hole_area=64)
+    np.testing.assert_allclose(table["area_m2"], [100])
+
+
+def test_rows_are_in_reading_order_whatever_the_components_order() -> None:
+    boxes = [shapely.box(0, 0, 5, 5), shapely.box(20, 0, 25, 5), shapely.box(3, 9, 8, 12)]
+    parts = [component(box, cluster=index, confidence=index / 4) for index, box in enumerate(boxes)]
+    table = footprints([parts[2], parts[0], parts[1]], NORTH_UP, UTM, min_area=0, max_hole_area=0)
+    assert table["id"].tolist() == [1, 2, 3]
+    assert table["cluster"].tolist() == [0, 1, 2]
+    assert table["confidence"].tolist() == [0, 0.25, 0.5]
+    assert table.crs == UTM
+
+
+def test_no_component_gives_an_empty_table_with_all_columns() -> None:
+    table = footprints([], NORTH_UP, UTM, min_area=0, max_hole_area=0)
+    assert len(table) == 0
+    assert list(table.columns) == ["id", "cluster", "area_m2", "perimeter_m", "confidence", "geometry"]
+
+
+def test_measures_of_nothing() -> None:
+    areas, perimeters = measure(np.array([], object), UTM)
+    assert areas.shape == perimeters.shape == (0,)

@@ -1,0 +1,333 @@
+"""Whole runs, on rasters of every kind and with everything that can be wrong."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+
+from qgis_iic.engine.cancellation import Cancellation
+from qgis_iic.engine.pipeline import class_map, run
+from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.errors import (
+    Cancelled,
+    DiskFull,
+    IicError,
+    LayerExists,
+    ModelBandsMismatch,
+    ModelInvalid,
+    ModelNotFound,
+    ModelNotMatched,
+    OutputIsOtherKind,
+    OutputNotWritable,
+    SourceCorrupt,
+    SourceNotFound,
+    SourceNotRaster,
+    SourceUnsuitable,
+    WindowOutside,
+)
+from qgis_iic.protocol.events import Event, Progress, Started, Warned
+from qgis_iic.protocol.job import Job, Source
+from tests.onnx_models import brightness_model, random_model
+from tests.rasters import NORTH_UP, town, write_raster
+
+ROOFS = [(20, 30, 40, 30), (120, 40, 50, 25), (60, 100, 30, 15)]
+ROOF_PIXELS = sum(width * height for _, _, width, height in ROOFS)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    brightness_model(tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    return write_raster(tmp_path / "scene.tif", town(130, 200, ROOFS))
+
+
+def extract(scene: Path, model: Path, **changes: object) -> tuple[geopandas.GeoDataFrame, list[Event]]:
+    source = {key: changes.pop(key) for key in ("bands", "window", "crs") if key in changes}
+    output = model.parent / "out.gpkg"
+    facts = {
+        "task": "extract",
+        "sources": (Source(str(scene), "buildings", **source),),  # type: ignore[arg-type]
+        "model": str(model),
+        "output": str(output),
+        "min_area": 1.0,
+    } | changes
+    events: list[Event] = []
+    result = run(Job(**facts), events.append, Cancellation())  # type: ignore[arg-type]
+    table = geopandas.read_file(output, layer="buildings")
+    assert result.layers[0].features == len(table)
+    return table, events
+
+
+@pytest.mark.parametrize(
+    ("transform", "crs"),
+    [
+        (NORTH_UP, "EPSG:32645"),
+        (Affine(0.3, 0, 500_000, 0, 0.3, 3_000_000), "EPSG:32645"),  # south up
+        (NORTH_UP @ Affine.rotation(33), "EPSG:32645"),
+        (NORTH_UP @ Affine.shear(10, 5), "EPSG:32645"),
+        (Affine(0.3, 0, 500_000, 0, -0.25, 3_000_000), "EPSG:32645"),
+        (Affine(3e-6, 0, 85.5, 0, -2.7e-6, 27.6), "EPSG:4326"),
+        (NORTH_UP, None),
+    ],
+)
+def test_buildings_lie_where_the_roofs_are(tmp_path: Path, model: Path, transform: Affine, crs: str | None) -> None:
+    scene = write_raster(tmp_path / "scene.tif", town(130, 200, ROOFS), transform=transform, crs=crs)
+    table, _ = extract(scene, model)
+    expected = [shapely.box(col, row, col + width, row + height) for col, row, width, height in ROOFS]
+    expected = [shapely.affinity.affine_transform(box, transform.to_shapely()) for box in expected]
+    assert len(table) == 3
+    for polygon, box in zip(table.geometry, expected, strict=True):
+        assert polygon.symmetric_difference(box).area < 1e-6 * box.area
+    assert (table.crs.to_string() if table.crs else None) == crs
+
+
+@pytest.mark.parametrize("bands", [1, 3, 4, 8])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_bands_and_types(tmp_path: Path, bands: int, dtype: str) -> None:
+    brightness_model(tmp_path / "model.onnx", bands=bands)
+    values = town(130, 200, ROOFS, bands).astype(dtype)
+    if dtype != "uint8":
+        values = values * 9 + 300  # the statistics of the layer bring them back
+    scene = write_raster(tmp_path / "scene.tif", values, photometric="minisblack")
+    table, events = extract(scene, tmp_path / "model.onnx")
+    assert table["area_m2"].sum() == pytest.approx(ROOF_PIXELS * 0.09, rel=2e-3)
+    assert any(isinstance(event, Warned) and dtype in event.message for event in events) == (dtype != "uint8")
+
+
+def test_bands_by_mapping(tmp_path: Path, model: Path) -> None:
+    values = np.zeros((8, 130, 200), np.uint8)
+    values[[4, 2, 1]] = town(130, 200, ROOFS)
+    scene = write_raster(tmp_path / "scene.tif", values, photometric="minisblack")
+    table, _ = extract(scene, model, bands=(5, 3, 2))
+    assert len(table) == 3
+
+
+def test_finer_pixels_are_resampled(tmp_path: Path, model: Path) -> None:
+    values = town(130, 200, ROOFS).repeat(3, axis=1).repeat(3, axis=2)
+    scene = write_raster(tmp_path / "scene.tif", values, transform=NORTH_UP @ Affine.scale(1 / 3), crs=None)
+    table, events = extract(scene, model)
+    assert table["area_m2"].sum() == pytest.approx(ROOF_PIXELS * 0.09)
+    assert any(isinstance(event, Warned) and "resampled" in event.message for event in events)
+
+
+def test_a_scene_smaller_than_a_tile(tmp_path: Path) -> None:
+    random_model(tmp_path / "model.onnx", tile_size=650)
+    scene = write_raster(tmp_path / "scene.tif", town(5, 7, [(1, 1, 3, 3)]))
+    extract(scene, tmp_path / "model.onnx", building_clusters=(0, 1, 2, 3, 4, 5))
+    assert geopandas.read_file(tmp_path / "out.gpkg")["area_m2"].sum() == pytest.approx(35 * 0.09, rel=2e-3)
+
+
+def test_a_scene_without_data_gives_an_empty_layer(tmp_path: Path, model: Path) -> None:
+    scene = write_raster(tmp_path / "scene.tif", np.zeros((3, 100, 100), np.uint8), nodata=0)
+    table, _ = extract(scene, model)
+    assert len(table) == 0
+
+
+def test_buildings_end_where_the_data_ends(tmp_path: Path, model: Path) -> None:
+    valid = np.ones((130, 200), bool)
+    valid[:, 150:] = False
+    scene = write_raster(tmp_path / "scene.tif", town(130, 200, [(100, 20, 90, 50)]), valid=valid)
+    table, _ = extract(scene, model)
+    assert table.geometry[0].equals(
+        shapely.affinity.affine_transform(shapely.box(100, 20, 150, 70), NORTH_UP.to_shapely())
+    )
+
+
+def test_small_buildings_are_dropped(scene: Path, model: Path) -> None:
+    table, _ = extract(scene, model, min_area=50.0)
+    assert len(table) == 2
+
+
+def test_a_window_cuts(scene: Path, model: Path) -> None:
+    table, _ = extract(scene, model, window=(0, 0, 40, 200))
+    assert table["area_m2"].tolist() == pytest.approx([20 * 30 * 0.09], rel=2e-3)
+
+
+def test_the_answer_does_not_depend_on_the_tiles(scene: Path, tmp_path: Path) -> None:
+    random_model(tmp_path / "model.onnx")
+    first, _ = extract(scene, tmp_path / "model.onnx", tile_size=40)
+    second, _ = extract(scene, tmp_path / "model.onnx", tile_size=300, overwrite=True)
+    assert len(first) > 3
+    assert first.geom_equals(second.geometry).all()
+    assert first.drop(columns="geometry").equals(second.drop(columns="geometry"))
+
+
+def test_events_are_in_order(scene: Path, model: Path) -> None:
+    _, events = extract(scene, model)
+    started = [index for index, event in enumerate(events) if isinstance(event, Started)]
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert started == [len(events) - len(progress) - 1]
+    assert [event.done for event in progress] == list(range(1, progress[0].total + 1))
+    assert progress[-1].remaining == 0
+
+
+def test_several_rasters_are_several_layers_of_one_run(scene: Path, model: Path, tmp_path: Path) -> None:
+    other = write_raster(tmp_path / "other.tif", town(60, 60, [(5, 5, 20, 20)]), crs="EPSG:32633")
+    sources = (Source(str(scene), "a"), Source(str(other), "b"))
+    job = Job("extract", sources, str(model), str(tmp_path / "out.gpkg"))
+    result = run(job, lambda _: None, Cancellation())
+    assert [(layer.name, layer.features) for layer in result.layers] == [("a", 3), ("b", 1)]
+    assert geopandas.read_file(job.output, layer="b").crs.to_epsg() == 32633
+
+
+def segment(scene: Path, model: Path, output: Path, **changes: object) -> None:
+    run(Job("segment", (Source(str(scene)),), str(model), str(output), **changes), lambda _: None, Cancellation())  # type: ignore[arg-type]
+
+
+def test_the_class_raster(scene: Path, model: Path, tmp_path: Path) -> None:
+    segment(scene, model, tmp_path / "classes.tif")
+    with rasterio.open(tmp_path / "classes.tif") as raster, rasterio.open(scene) as source:
+        assert (raster.count, raster.dtypes, raster.nodata) == (3, ("uint8",) * 3, 255)
+        assert (raster.shape, raster.transform, raster.crs) == (source.shape, source.transform, source.crs)
+        assert raster.profile["tiled"]
+        assert raster.descriptions == ("cluster", "class", "building_probability")
+        cluster, _, probability = raster.read()
+        assert raster.tags()["IIC_MODEL"] == "test"
+    roofs = town(130, 200, ROOFS)[0] > 100
+    np.testing.assert_array_equal(cluster == 3, roofs)
+    assert probability[roofs].min() > 200
+    assert probability[~roofs].max() < 50
+
+
+def test_an_unmatched_model_segments_and_does_not_extract(scene: Path, tmp_path: Path) -> None:
+    brightness_model(tmp_path / "model.onnx", building_clusters=None)
+    segment(scene, tmp_path / "model.onnx", tmp_path / "classes.tif")
+    with pytest.raises(ModelNotMatched, match="iic match"):
+        extract(scene, tmp_path / "model.onnx")
+
+
+def test_the_class_map_in_memory_is_that_of_the_file(scene: Path, model: Path, tmp_path: Path) -> None:
+    segment(scene, model, tmp_path / "classes.tif")
+    planes, transform, crs = class_map(scene, model, window=Window(30, 20, 50, 60))
+    with rasterio.open(tmp_path / "classes.tif") as raster:
+        np.testing.assert_array_equal(planes, raster.read()[:, 20:80, 30:80])
+    assert transform == NORTH_UP @ Affine.translation(30, 20)
+    assert crs is not None
+    assert crs.to_epsg() == 32645
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_class_raster_is_replaced_only_when_asked(scene: Path, model: Path, tmp_path: Path, overwrite: bool) -> None:
+    output = tmp_path / "classes.tif"
+    segment(scene, model, output)
+    before = output.read_bytes()
+    if overwrite:
+        segment(scene, model, output, overwrite=True, building_clusters=(0,))
+        assert output.read_bytes() != before
+    else:
+        with pytest.raises(OutputIsOtherKind, match="allow overwriting"):
+            segment(scene, model, output)
+        assert output.read_bytes() == before
+
+
+def listing(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"sources": (Source("/nowhere/scene.tif", "a"),)}, SourceNotFound),
+        ({"sources": (Source("{folder}/text.tif", "a"),)}, SourceNotRaster),
+        ({"sources": (Source("{folder}/grey.tif", "a"),)}, ModelBandsMismatch),
+        ({"sources": (Source("{folder}/scene.tif", "a", bands=(1, 2)),)}, ModelBandsMismatch),
+        ({"sources": (Source("{folder}/scene.tif", "a", bands=(1, 2, 9)),)}, SourceUnsuitable),
+        ({"sources": (Source("{folder}/scene.tif", "a", window=(900, 0, 5, 5)),)}, WindowOutside),
+        ({"sources": (Source("{folder}/corrupt.tif", "a"),)}, SourceCorrupt),
+        ({"model": "{folder}/none.onnx"}, ModelNotFound),
+        ({"model": "{folder}/text.tif"}, ModelInvalid),
+        ({"building_clusters": (77,)}, ModelInvalid),
+        ({"output": "{folder}/no/such/folder/out.gpkg"}, OutputNotWritable),
+        ({"output": "{folder}/text.tif"}, OutputIsOtherKind),
+        ({"output": "{folder}"}, OutputIsOtherKind),
+        ({"output": "/proc/out.gpkg"}, OutputNotWritable),
+        ({"output": "{folder}/taken.gpkg"}, LayerExists),
+    ],
+)
+def test_what_is_wrong_has_a_name_and_leaves_nothing(
+    tmp_path: Path, scene: Path, model: Path, changes: dict[str, object], error: type[IicError]
+) -> None:
+    (tmp_path / "text.tif").write_text("hello")
+    write_raster(tmp_path / "grey.tif", town(50, 50, [], bands=1))
+    random = np.random.default_rng(0).integers(0, 255, (3, 300, 300), np.uint8)
+    corrupt = write_raster(tmp_path / "corrupt.tif", random, tiled=True, blockxsize=64, blockysize=64)
+    corrupt.write_bytes(corrupt.read_bytes()[:-100_000])
+    run(Job("extract", (Source(str(scene), "a"),), str(model), str(tmp_path / "taken.gpkg")), print, Cancellation())
+    before = listing(tmp_path), (tmp_path / "taken.gpkg").read_bytes()
+    facts = {
+        "task": "extract",
+        "sources": (Source(str(scene), "a"),),
+        "model": str(model),
+        "output": str(tmp_path / "out.gpkg"),
+    } | changes
+    for key in ("model", "output"):
+        facts[key] = str(facts[key]).format(folder=tmp_path)
+    (source,) = facts["sources"]  # type: ignore[misc]
+    facts["sources"] = (Source(source.path.format(folder=tmp_path), source.layer, source.bands, source.window),)
+    with pytest.raises(error):
+        run(Job(**facts), print, Cancellation())  # type: ignore[arg-type]
+    assert (listing(tmp_path), (tmp_path / "taken.gpkg").read_bytes()) == before
+
+
+def test_a_cancelled_run_leaves_nothing(tmp_path: Path, scene: Path, model: Path) -> None:
+    cancellation = Cancellation()
+
+    def cancel_at_the_third_tile(event: Event) -> None:
+        if isinstance(event, Progress) and event.done == 3:
+            cancellation.request()
+
+    before = listing(tmp_path)
+    for task, output in (("extract", "out.gpkg"), ("segment", "out.tif")):
+        job = Job(task, (Source(str(scene), "a"),), str(model), str(tmp_path / output))  # type: ignore[arg-type]
+        with pytest.raises(Cancelled):
+            run(job, cancel_at_the_third_tile, cancellation)
+        assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("task", ["extract", "segment"])
+@pytest.mark.parametrize("limit", [1_000, 60_000, 150_000])
+def test_a_full_disk_has_a_name_and_leaves_nothing(tmp_path: Path, task: str, limit: int) -> None:
+    """A limit on the size of files stands in for the disk: writing fails at the same calls."""
+    brightness_model(tmp_path / "model.onnx")
+    values = np.random.default_rng(0).integers(0, 255, (1, 700, 700), np.uint8).repeat(3, axis=0)
+    write_raster(tmp_path / "scene.tif", values)
+    output = tmp_path / ("out.gpkg" if task == "extract" else "out.tif")
+    job = Job(task, (Source(str(tmp_path / "scene.tif"), "a"),), str(tmp_path / "model.onnx"), str(output), min_area=0)  # type: ignore[arg-type]
+    (tmp_path / "job.json").write_text(job.to_json())
+    before = listing(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "qgis_iic.engine_main", str(tmp_path / "job.json")],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == DiskFull.exit_status, done.stdout[-300:] + done.stderr[-2000:]
+    assert listing(tmp_path) == before
+
+
+def test_a_folder_that_fills_up_at_once_is_named(
+    tmp_path: Path, scene: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(DiskFull):
+        extract(scene, model)

@@ -1,0 +1,291 @@
+"""Georeferencing, bands, masks and resampling of rasters of all kinds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rasterio.enums import ColorInterp, Resampling
+
+from qgis_iic.engine.raster import GridReader, open_raster, working_grid
+from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.errors import (
+    ModelBandsMismatch,
+    SourceCorrupt,
+    SourceNotFound,
+    SourceNotRaster,
+    SourceUnsuitable,
+)
+from tests.rasters import NORTH_UP, write_raster
+
+RGB = ("red", "green", "blue")
+
+
+def ramp(bands: int, height: int, width: int, dtype: str = "uint8") -> np.ndarray:
+    """Values from 1 up, different in every band."""
+    return (1 + np.arange(bands * height * width).reshape(bands, height, width) % 200).astype(dtype)
+
+
+def read_all(path: Path, gsd: float = 0.3, bands: tuple[int, ...] = (1,)) -> tuple[np.ndarray, np.ndarray]:
+    with open_raster(path) as raster:
+        grid = working_grid(raster, gsd, (0.99 * gsd, 1.01 * gsd))
+        return GridReader(raster, grid, bands).read(Window(0, 0, grid.width, grid.height))
+
+
+@pytest.mark.parametrize(
+    ("transform", "crs", "expected"),
+    [
+        (NORTH_UP, "EPSG:32645", (0.3, 0.3)),
+        (Affine(0.3, 0, 500_000, 0, 0.3, 3_000_000), "EPSG:32645", (0.3, 0.3)),
+        (NORTH_UP @ Affine.rotation(30), "EPSG:32645", (0.3, 0.3)),
+        (Affine(0.5, 0, 500_000, 0, -0.25, 3_000_000), "EPSG:32645", (0.5, 0.25)),
+        # a degree of longitude at 60 degrees north is 55,800 m, one of latitude 111,412 m
+        (Affine(1e-5, 0, 10, 0, -1e-5, 60), "EPSG:4326", (0.558, 1.11412)),
+        # Mercator stretches by 1 / cos(latitude): 2 at 60 degrees
+        (Affine(1, 0, 1_000_000, 0, -1, 8_399_737), "EPSG:3857", (0.5, 0.5)),
+        (Affine(0.3, 0, 5, 0, -0.3, 5), None, (0.3, 0.3)),
+        (Affine(1, 0, 2_000_000, 0, -1, 600_000), "EPSG:2263", (0.3048, 0.3048)),  # US survey feet
+    ],
+)
+def test_ground_sampling_distance(
+    tmp_path: Path, transform: Affine, crs: str | None, expected: tuple[float, float]
+) -> None:
+    with open_raster(write_raster(tmp_path / "r.tif", ramp(1, 10, 10), transform=transform, crs=crs)) as raster:
+        assert raster.gsd == pytest.approx(expected, rel=5e-3)
+
+
+def test_masks_of_every_kind_make_pixels_invalid(tmp_path: Path) -> None:
+    valid = np.ones((8, 8), bool)
+    valid[2:5, 3:6] = False
+    values = ramp(3, 8, 8)
+    write_raster(tmp_path / "mask.tif", values, valid=valid)
+    write_raster(tmp_path / "nodata.tif", np.where(valid, values, 0).astype(np.uint8), nodata=0)
+    alpha = np.concatenate([values, 255 * valid[None].astype(np.uint8)])
+    with rasterio.open(write_raster(tmp_path / "alpha.tif", alpha), "r+") as dataset:
+        dataset.colorinterp = (*(ColorInterp[name] for name in RGB), ColorInterp.alpha)
+    floats = np.where(valid, values, np.nan).astype(np.float32)
+    write_raster(tmp_path / "nan.tif", floats)
+    for name in ("mask", "nodata", "alpha", "nan"):
+        read, read_valid = read_all(tmp_path / f"{name}.tif", bands=(1, 2, 3))
+        np.testing.assert_array_equal(read_valid, valid, err_msg=name)
+        np.testing.assert_array_equal(read, np.where(valid, values, 0), err_msg=name)
+
+
+def test_a_pixel_is_valid_where_any_band_has_data(tmp_path: Path) -> None:
+    values = np.array([[[0, 0]], [[9, 0]], [[0, 0]]], np.uint8)
+    write_raster(tmp_path / "r.tif", values, nodata=0)
+    _, valid = read_all(tmp_path / "r.tif", bands=(1, 2, 3))
+    np.testing.assert_array_equal(valid, [[True, False]])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "float32", "float64"])
+def test_values_of_any_type_come_as_they_are(tmp_path: Path, dtype: str) -> None:
+    values = ramp(2, 6, 7, dtype)
+    write_raster(tmp_path / "r.tif", values)
+    read, _ = read_all(tmp_path / "r.tif", bands=(2, 1))
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, values[::-1])
+
+
+def test_complex_values_are_refused(tmp_path: Path) -> None:
+    write_raster(tmp_path / "r.tif", ramp(1, 4, 4, "complex64"))
+    with pytest.raises(SourceUnsuitable, match="complex"), open_raster(tmp_path / "r.tif"):
+        pass
+
+
+def test_a_raster_without_position_is_refused(tmp_path: Path) -> None:
+    write_raster(tmp_path / "r.tif", ramp(1, 4, 4), transform=Affine.identity(), crs=None)
+    with pytest.raises(SourceUnsuitable, match="Georeferencer"), open_raster(tmp_path / "r.tif"):
+        pass
+
+
+def test_overviews_are_not_used(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "r.tif", ramp(1, 64, 64), transform=NORTH_UP @ Affine.scale(0.25), crs=None)
+    honest, _ = read_all(path)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2, 4], Resampling.nearest)
+    with rasterio.open(path, "r+", OVERVIEW_LEVEL=1) as overview:
+        overview.write(np.zeros((1, 16, 16), np.uint8))
+    with rasterio.open(path) as dataset:
+        assert dataset.read(1, out_shape=(16, 16)).max() == 0  # the trap is set
+    np.testing.assert_array_equal(read_all(path)[0], honest)
+
+
+def test_area_average_by_a_whole_factor(tmp_path: Path) -> None:
+    values = ramp(1, 12, 18)
+    write_raster(tmp_path / "r.tif", values, transform=NORTH_UP @ Affine.scale(1 / 3), crs=None)
+    read, valid = read_all(tmp_path / "r.tif")
+    np.testing.assert_allclose(read, values.reshape(1, 4, 3, 6, 3).mean(axis=(2, 4)), rtol=1e-5)
+    assert valid.all()
+
+
+def test_area_average_by_a_broken_factor_against_its_integral(tmp_path: Path) -> None:
+    values = ramp(1, 1, 40)
+    write_raster(tmp_path / "r.tif", values, transform=NORTH_UP @ Affine.scale(0.4, 1), crs=None)
+    read, _ = read_all(tmp_path / "r.tif")
+    cumulative = np.concatenate([[0], np.cumsum(values[0, 0], dtype=float)])
+    edges = np.interp(np.arange(17) * 2.5, np.arange(41), cumulative)
+    np.testing.assert_allclose(read[0, 0], np.diff(edges) / 2.5, rtol=1e-4)
+
+
+def test_invalid_pixels_do_not_weigh_in(tmp_path: Path) -> None:
+    values = np.array([[[10, 99, 30, 99], [20, 99, 99, 99]]], np.uint8)
+    write_raster(tmp_path / "r.tif", values, valid=values[0] != 99, transform=NORTH_UP @ Affine.scale(0.5), crs=None)
+    read, valid = read_all(tmp_path / "r.tif")
+    np.testing.assert_array_equal(valid, [[True, False]])
+    np.testing.assert_allclose(read, [[[15, 0]]])
+
+
+def test_a_coarse_raster_is_interpolated(tmp_path: Path) -> None:
+    write_raster(
+        tmp_path / "r.tif", np.array([[[0, 100]]], np.uint8), transform=NORTH_UP @ Affine.scale(2, 1), crs=None
+    )
+    read, _ = read_all(tmp_path / "r.tif")
+    np.testing.assert_allclose(read, [[[0, 25, 75, 100]]], atol=1e-4)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.sampled_from([0.37, 0.5, 0.83, 1.0, 1.7, 3.3]), st.sampled_from([0.44, 1.0, 2.6]))
+def test_a_pixel_is_the_same_through_every_window(
+    tmp_path: Path, data: st.DataObject, scale_x: float, scale_y: float
+) -> None:
+    random = np.random.default_rng(0)
+    path = tmp_path / "r.tif"
+    if not path.exists():
+        write_raster(path, random.integers(0, 255, (2, 60, 70), np.uint8), valid=random.random((60, 70)) > 0.3)
+    with open_raster(path) as raster:
+        own = raster.gsd
+        raster.transform = raster.transform @ Affine.scale(0.3 / scale_x / own[0], 0.3 / scale_y / own[1])
+        grid = working_grid(raster, 0.3, (0.3, 0.3))
+        reader = GridReader(raster, grid, (2, 1))
+        whole, whole_valid = reader.read(Window(0, 0, grid.width, grid.height))
+        col, row = data.draw(st.integers(0, grid.width - 1)), data.draw(st.integers(0, grid.height - 1))
+        width, height = data.draw(st.integers(1, grid.width - col)), data.draw(st.integers(1, grid.height - row))
+        part, part_valid = reader.read(Window(col, row, width, height))
+    np.testing.assert_array_equal(part, whole[:, row : row + height, col : col + width])
+    np.testing.assert_array_equal(part_valid, whole_valid[row : row + height, col : col + width])
+
+
+def test_outside_the_raster_there_is_no_data(tmp_path: Path) -> None:
+    write_raster(tmp_path / "r.tif", ramp(1, 4, 4))
+    with open_raster(tmp_path / "r.tif") as raster:
+        reader = GridReader(raster, working_grid(raster, 0.3, (0.2, 0.4)), (1,))
+        values, valid = reader.read(Window(2, 3, 4, 4))
+        far, far_valid = reader.read(Window(50, 50, 2, 2))
+    assert valid.sum() == 2
+    assert valid[0, :2].all()
+    np.testing.assert_array_equal(values[0, ~valid], 0)
+    assert not far.any()
+    assert not far_valid.any()
+
+
+def test_a_grid_in_range_is_the_rasters_own(tmp_path: Path) -> None:
+    write_raster(tmp_path / "r.tif", ramp(1, 11, 7))
+    with open_raster(tmp_path / "r.tif") as raster:
+        grid = working_grid(raster, 0.35, (0.2, 0.5))
+        assert (grid.width, grid.height, grid.transform, grid.scale) == (7, 11, NORTH_UP, (1.0, 1.0))
+
+
+def test_working_pixels_keep_the_ground_they_cover(tmp_path: Path) -> None:
+    write_raster(
+        tmp_path / "r.tif", ramp(1, 100, 80), transform=NORTH_UP @ Affine.rotation(20) @ Affine.scale(0.5), crs=None
+    )
+    with open_raster(tmp_path / "r.tif") as raster:
+        grid = working_grid(raster, 0.3, (0.3, 0.3))
+        assert (grid.width, grid.height) == (40, 50)
+        assert grid.transform @ (0, 0) == pytest.approx(raster.transform @ (0, 0))
+        assert grid.transform @ (40, 50) == pytest.approx(raster.transform @ (80, 100), abs=0.05)
+        assert grid.from_source(Window(3, 4, 5, 5)) == Window(1, 2, 3, 3)
+        assert grid.from_source(Window(79, 99, 1, 1)) == Window(39, 49, 1, 1)
+
+
+def test_values_of_another_type_take_the_models_moments(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    values = random.normal([[[300]], [[800]]], [[[20]], [[90]]], (2, 90, 90)).astype(np.uint16)
+    write_raster(tmp_path / "r.tif", values)
+    with open_raster(tmp_path / "r.tif") as raster:
+        grid = working_grid(raster, 0.3, (0.2, 0.4))
+        read, _ = GridReader(raster, grid, (1, 2), ((100, 120), (50, 40))).read(Window(0, 0, 90, 90))
+    np.testing.assert_allclose(read.mean(axis=(1, 2)), [100, 120], rtol=1e-3)
+    np.testing.assert_allclose(read.std(axis=(1, 2)), [50, 40], rtol=1e-3)
+
+
+def test_constant_and_empty_bands_have_no_contrast_to_take(tmp_path: Path) -> None:
+    write_raster(tmp_path / "flat.tif", np.full((1, 20, 20), 7, np.uint16))
+    write_raster(tmp_path / "empty.tif", np.zeros((1, 20, 20), np.uint16), nodata=0)
+    for name, expected in (("flat", 100), ("empty", 0)):
+        with open_raster(tmp_path / f"{name}.tif") as raster:
+            grid = working_grid(raster, 0.3, (0.2, 0.4))
+            read, _ = GridReader(raster, grid, (1,), ((100.0,), (50.0,))).read(Window(0, 0, 20, 20))
+        np.testing.assert_allclose(read, expected, atol=1e-3)
+
+
+def test_bands_follow_the_colour_interpretation(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "r.tif", ramp(4, 4, 4))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.colorinterp = (ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.undefined)
+    with open_raster(path) as raster:
+        assert raster.default_bands(RGB) == (3, 2, 1)
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_bands_that_can_not_be_told_are_refused(tmp_path: Path, count: int) -> None:
+    write_raster(tmp_path / "r.tif", ramp(count, 4, 4), photometric="minisblack")
+    with open_raster(tmp_path / "r.tif") as raster, pytest.raises(ModelBandsMismatch, match=f"has {count}"):
+        raster.default_bands(RGB)
+
+
+def test_bands_without_colours_are_taken_in_file_order(tmp_path: Path) -> None:
+    write_raster(tmp_path / "r.tif", ramp(3, 4, 4), photometric="minisblack")
+    with open_raster(tmp_path / "r.tif") as raster:
+        assert raster.default_bands(RGB) == (1, 2, 3)
+
+
+def test_a_band_mapping_must_fit(tmp_path: Path) -> None:
+    write_raster(tmp_path / "r.tif", ramp(3, 4, 4))
+    with open_raster(tmp_path / "r.tif") as raster:
+        raster.check_bands((3, 3, 1), RGB)
+        with pytest.raises(ModelBandsMismatch):
+            raster.check_bands((1, 2), RGB)
+        with pytest.raises(SourceUnsuitable, match="no band 4"):
+            raster.check_bands((1, 2, 4), RGB)
+
+
+def test_what_is_not_there_or_no_raster_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.tif").write_text("hello")
+    (tmp_path / "empty.tif").write_bytes(b"")
+    with pytest.raises(SourceNotFound), open_raster(tmp_path / "none.tif"):
+        pass
+    for path in (tmp_path / "text.tif", tmp_path / "empty.tif", tmp_path):
+        with pytest.raises(SourceNotRaster), open_raster(path):
+            pass
+
+
+@pytest.mark.parametrize("compress", ["none", "deflate", "jpeg"])
+def test_a_corrupt_block_is_named(tmp_path: Path, compress: str) -> None:
+    random = np.random.default_rng(2)
+    values = random.integers(0, 255, (3, 256, 256), np.uint8)
+    path = write_raster(tmp_path / "r.tif", values, tiled=True, blockxsize=64, blockysize=64, compress=compress)
+    data = bytearray(path.read_bytes())
+    if compress == "none":
+        data = data[: len(data) // 2]
+    else:
+        start = len(data) // 2
+        data[start : start + 3000] = bytes(3000)
+    path.write_bytes(data)
+    with pytest.raises(SourceCorrupt, match=r"r\.tif"):
+        read_all(path, bands=(1, 2, 3))
+
+
+def test_a_crs_of_the_caller_wins(tmp_path: Path) -> None:
+    write_raster(tmp_path / "r.tif", ramp(1, 4, 4), crs="EPSG:3857")
+    with open_raster(tmp_path / "r.tif", crs="EPSG:32645") as raster:
+        assert raster.crs is not None
+        assert raster.crs.to_epsg() == 32645
+    with pytest.raises(SourceUnsuitable, match="nowhere"), open_raster(tmp_path / "r.tif", crs="nowhere"):
+        pass

@@ -1,0 +1,142 @@
+"""The engine as a process: events on standard output, exit statuses, cancellation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qgis_iic.protocol.errors import Cancelled, JobInvalid, SourceNotFound
+from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, decode
+from qgis_iic.protocol.job import Job, Source
+from tests.onnx_models import brightness_model, random_model
+from tests.rasters import town, write_raster
+
+ENGINE = Path(__file__).resolve().parents[2] / "qgis_iic" / "engine_main.py"
+
+
+def start(job_file: Path, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-X", "utf8", "-u", str(ENGINE), str(job_file)],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[list[Event], str]:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    events = [decode(line) for line in process.stdout]
+    errors = process.stderr.read()
+    process.wait()
+    return events, errors
+
+
+def write_job(folder: Path, **changes: object) -> Path:
+    facts = {
+        "task": "extract",
+        "sources": (Source(str(folder / "scene.tif"), "a"),),
+        "model": str(folder / "model.onnx"),
+        "output": str(folder / "out.gpkg"),
+    } | changes
+    path = folder / "job.json"
+    path.write_text(Job(**facts).to_json())  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    brightness_model(tmp_path / "model.onnx")
+    write_raster(tmp_path / "scene.tif", town(100, 100, [(20, 20, 30, 30)]))
+    return tmp_path
+
+
+def test_a_job_ends_with_a_result(folder: Path) -> None:
+    process = start(write_job(folder))
+    events, errors = finish(process)
+    assert (process.returncode, errors) == (0, "")
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Result)
+    assert events[-1].layers[0].features == 1
+    assert {type(event) for event in events[1:-1]} == {Progress}
+    assert (folder / "out.gpkg").is_file()
+
+
+def test_a_named_error_is_an_event_and_an_exit_status(folder: Path) -> None:
+    process = start(write_job(folder, sources=(Source("/nowhere.tif", "a"),)))
+    events, _ = finish(process)
+    assert process.returncode == SourceNotFound.exit_status
+    assert isinstance(events[-1], Failed)
+    assert events[-1].code == "source-not-found"
+
+
+@pytest.mark.parametrize("content", [None, "hello", json.dumps({"version": 1})])
+def test_a_bad_job_file_is_an_event(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "job.json").write_text(content)
+    process = start(tmp_path / "job.json")
+    events, _ = finish(process)
+    assert process.returncode == JobInvalid.exit_status
+    assert [event.code for event in events if isinstance(event, Failed)] == ["job-invalid"]
+
+
+@pytest.mark.parametrize("way", ["line", "end of input"])
+def test_cancelling_ends_within_a_second_and_leaves_nothing(tmp_path: Path, way: str) -> None:
+    random_model(tmp_path / "model.onnx", tile_size=500)
+    values = np.random.default_rng(0).integers(0, 255, (3, 6000, 6000), np.uint8)
+    write_raster(tmp_path / "scene.tif", values, tiled=True)
+    job_file = write_job(tmp_path)
+    before = set(tmp_path.iterdir())
+    process = start(job_file, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    while not isinstance(decode(process.stdout.readline()), Progress):
+        pass
+    asked = time.monotonic()
+    if way == "line":
+        process.stdin.write("cancel\n")
+        process.stdin.flush()
+    else:
+        process.stdin.close()
+    events, _ = finish(process)
+    assert time.monotonic() - asked < 1
+    assert process.returncode == Cancelled.exit_status
+    assert isinstance(events[-1], Failed)
+    assert events[-1].code == "cancelled"
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_missing_library_is_an_engine_that_did_not_start(folder: Path) -> None:
+    bare = subprocess.run(
+        [sys.executable, "-I", "-S", str(ENGINE), str(write_job(folder))],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    (event,) = map(decode, bare.stdout.splitlines())
+    assert isinstance(event, Failed)
+    assert event.code == "engine-not-started"
+    assert "lacks a library" in event.message
+
+
+def test_prints_of_libraries_do_not_get_among_the_events(folder: Path) -> None:
+    program = (
+        "import sys, runpy, os; import qgis_iic.engine.pipeline as pipeline; run = pipeline.run\n"
+        "def noisy(*arguments):\n    print('noise'); os.write(1, b'more noise'); return run(*arguments)\n"
+        "pipeline.run = noisy\n"
+        f"from qgis_iic.engine.service import main; sys.exit(main([{str(write_job(folder))!r}]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+    )
+    assert isinstance([decode(line) for line in done.stdout.splitlines()][-1], Result)
+    assert "more noise" in done.stderr

@@ -1,0 +1,107 @@
+"""The contract between the engine and a model file."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from qgis_iic.engine.session import Session, model_file
+from qgis_iic.protocol.errors import Cancelled, ModelInvalid, ModelNotFound, ProviderUnavailable
+from tests.onnx_models import brightness_model, metadata, random_model
+
+
+def test_outputs_are_clusters_classes_and_probabilities(tmp_path: Path) -> None:
+    brightness_model(tmp_path / "m.onnx", building_clusters=(3,))
+    session = Session(tmp_path / "m.onnx", "cpu")
+    tiles = np.array([20, 90, 150, 230], np.float32)[None, None, None].repeat(3, axis=1)
+    answer = session.run(tiles)
+    assert answer.shape == (1, 3, 1, 4)
+    assert answer.dtype == np.uint8
+    np.testing.assert_array_equal(answer[0, 0, 0], [0, 1, 2, 3])
+    assert answer[0, 2, 0, 3] == 254
+    assert answer[0, 2, 0, 0] == 0
+
+
+def test_the_mapping_of_the_caller_wins(tmp_path: Path) -> None:
+    brightness_model(tmp_path / "m.onnx", building_clusters=(3,))
+    session = Session(tmp_path / "m.onnx", "cpu", building_clusters=(0,))
+    assert session.building_clusters == (0,)
+    answer = session.run(np.full((1, 3, 1, 1), 10, np.float32))
+    assert answer[0, 2, 0, 0] == 254
+    with pytest.raises(ModelInvalid, match="not one of its 4"):
+        Session(tmp_path / "m.onnx", "cpu", building_clusters=(4,))
+
+
+def test_an_unmatched_model_has_no_building_probability(tmp_path: Path) -> None:
+    brightness_model(tmp_path / "m.onnx", building_clusters=None)
+    session = Session(tmp_path / "m.onnx", "cpu")
+    assert session.building_clusters is None
+    assert session.run(np.full((1, 3, 2, 2), 250, np.float32))[0, 2].max() == 0
+
+
+def test_precisions_are_siblings(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    (tmp_path / "m.int8.onnx").touch()
+    assert model_file(tmp_path / "m.onnx", "fp32") == tmp_path / "m.onnx"
+    assert model_file(tmp_path / "m.onnx", "int8") == tmp_path / "m.int8.onnx"
+    with pytest.raises(ModelNotFound, match=r"m\.fp16\.onnx"):
+        model_file(tmp_path / "m.onnx", "fp16")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", bytes(1000)])
+def test_what_is_no_onnx_model_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ModelInvalid):
+        Session(tmp_path / "m.onnx", "cpu")
+
+
+def test_a_model_of_another_project_is_named(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "other",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(proto, tmp_path / "bare.onnx")
+    helper.set_model_props(proto, metadata().to_properties())
+    onnx.save(proto, tmp_path / "claims.onnx")
+    with pytest.raises(ModelInvalid, match="no metadata"):
+        Session(tmp_path / "bare.onnx", "cpu")
+    with pytest.raises(ModelInvalid, match="building_clusters"):
+        Session(tmp_path / "claims.onnx", "cpu")
+
+
+def test_metadata_that_contradicts_the_graph_is_named(tmp_path: Path) -> None:
+    brightness_model(tmp_path / "m.onnx")
+    proto = onnx.load(tmp_path / "m.onnx")
+    del proto.metadata_props[:]
+    helper.set_model_props(proto, metadata(4).to_properties())
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelInvalid, match="takes 3 bands"):
+        Session(tmp_path / "m.onnx", "cpu")
+
+
+def test_auto_takes_what_binds_and_a_missing_gpu_is_no_silent_fallback(tmp_path: Path) -> None:
+    brightness_model(tmp_path / "m.onnx")
+    assert Session(tmp_path / "m.onnx", "auto").provider in onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(ProviderUnavailable, match="cuda"):
+            Session(tmp_path / "m.onnx", "cuda")
+
+
+def test_a_run_under_way_can_be_cancelled(tmp_path: Path) -> None:
+    random_model(tmp_path / "m.onnx")
+    session = Session(tmp_path / "m.onnx", "cpu")
+    tiles = np.zeros((1, 3, 4000, 4000), np.float32)
+    threading.Timer(0.05, session.cancel).start()
+    with pytest.raises(Cancelled):
+        session.run(tiles)
+    with pytest.raises(Cancelled):
+        session.run(tiles[..., :8, :8])

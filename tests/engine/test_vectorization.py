@@ -1,0 +1,109 @@
+"""Polygons of strips are those of the whole; their area is that of the pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy import ndimage
+
+from qgis_iic.engine.stitching import Strip
+from qgis_iic.engine.tiling import Window
+from qgis_iic.engine.vectorization import Component, Vectorizer
+
+BUILDINGS = (1, 3)
+
+CLASSES = arrays.arrays(
+    np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.sampled_from([0, 1, 3, 255])
+)
+
+
+def vectorize(clusters: np.ndarray, cuts: list[int], origin: tuple[int, int] = (0, 0)) -> list[Component]:
+    """Components of a class raster that is fed in strips with ends at `cuts`."""
+    height, width = clusters.shape
+    probability = (np.arange(clusters.size).reshape(clusters.shape) % 255).astype(np.uint8)
+    planes = np.stack([clusters, clusters, np.where(clusters == 255, 255, np.minimum(probability, 254))])
+    vectorizer = Vectorizer(BUILDINGS)
+    components: list[Component] = []
+    ends = sorted({cut for cut in cuts if 0 < cut < height} | {height})
+    for start, end in zip([0, *ends], ends, strict=False):
+        window = Window(origin[0], origin[1] + start, width, end - start)
+        components += vectorizer.feed(Strip(window, planes[:, start:end]))
+    return components + list(vectorizer.finish())
+
+
+def outlines(components: list[Component]) -> set[tuple[bytes, int, int, float]]:
+    return {
+        (shapely.normalize(part.polygon).wkb, part.cluster, part.pixels, round(part.confidence, 9))
+        for part in components
+    }
+
+
+@settings(max_examples=300, deadline=None)
+@given(CLASSES, st.lists(st.integers(1, 23), max_size=8))
+def test_strips_give_the_polygons_of_the_whole(clusters: np.ndarray, cuts: list[int]) -> None:
+    whole = vectorize(clusters, [])
+    parts = vectorize(clusters, cuts)
+    assert len(parts) == len(whole)
+    assert outlines(parts) == outlines(whole)
+
+
+@settings(max_examples=200, deadline=None)
+@given(CLASSES, st.lists(st.integers(1, 23), max_size=4))
+def test_polygons_are_the_connected_components(clusters: np.ndarray, cuts: list[int]) -> None:
+    mask = np.isin(clusters, BUILDINGS)
+    labels, count = ndimage.label(mask)
+    components = vectorize(clusters, cuts, origin=(100, 200))
+    assert len(components) == count
+    assert sum(part.polygon.area for part in components) == mask.sum()
+    for part in components:
+        assert shapely.is_valid(part.polygon)
+        assert part.polygon.area == part.pixels
+        rows, cols = np.nonzero(mask)
+        inside = shapely.contains_xy(part.polygon, cols + 100.5, rows + 200.5)
+        label = np.unique(labels[rows[inside], cols[inside]])
+        assert len(label) == 1
+        members = clusters[labels == label[0]]
+        assert part.pixels == len(members)
+        assert part.cluster == np.bincount(members).argmax()
+
+
+def test_a_building_over_three_strips_with_a_court_has_no_vertices_at_the_strips() -> None:
+    clusters = np.zeros((9, 9), np.uint8)
+    clusters[1:8, 1:8] = 1
+    clusters[3:6, 3:6] = 0
+    (part,) = vectorize(clusters, [2, 4, 6])
+    assert shapely.equals(part.polygon, shapely.box(1, 1, 8, 8).difference(shapely.box(3, 3, 6, 6)))
+    assert len(part.polygon.exterior.coords) == 5
+    assert len(part.polygon.interiors[0].coords) == 5
+
+
+def test_corner_contact_does_not_connect() -> None:
+    clusters = np.array([[1, 0], [0, 1]], np.uint8)
+    for cuts in ([], [1]):
+        assert len(vectorize(clusters, cuts)) == 2
+
+
+def test_two_arms_that_meet_below_are_one_building() -> None:
+    clusters = np.array([[1, 0, 1], [1, 0, 3], [1, 3, 3]], np.uint8)
+    (part,) = vectorize(clusters, [1, 2])
+    assert part.pixels == 7
+    assert part.cluster == 1  # four against three
+
+
+def test_confidence_is_the_mean_probability() -> None:
+    strip = Strip(Window(0, 0, 2, 1), np.array([[[1, 1]], [[0, 0]], [[254, 127]]], np.uint8))
+    vectorizer = Vectorizer((1,))
+    assert list(vectorizer.feed(strip)) == []
+    (part,) = vectorizer.finish()
+    assert part.confidence == pytest.approx(0.75)
+
+
+def test_no_data_is_no_building_even_if_its_number_is_named() -> None:
+    vectorizer = Vectorizer((1, 255))
+    planes = np.full((3, 4, 4), 255, np.uint8)
+    assert list(vectorizer.feed(Strip(Window(0, 0, 4, 4), planes))) == []
+    assert list(vectorizer.finish()) == []

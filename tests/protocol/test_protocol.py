@@ -1,0 +1,170 @@
+"""Job, events, errors and model metadata survive their files, and refuse what breaks a rule."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qgis_iic.protocol.errors import ERRORS, DiskFull, EventInvalid, IicError, JobInvalid, ModelInvalid, error_of
+from qgis_iic.protocol.events import Event, Failed, Layer, Progress, Result, Started, Warned, decode, encode
+from qgis_iic.protocol.job import Job, Source
+from qgis_iic.protocol.model_metadata import KEY, ModelMetadata
+
+JOB = Job(
+    task="extract",
+    sources=(
+        Source("/data/a.tif", "a", bands=(3, 2, 1), window=(5, 6, 70, 80)),
+        Source("/vsizip/b.zip/b.tif", "b", crs="EPSG:32645"),
+    ),
+    model="/models/m.onnx",
+    output="/out/buildings.gpkg",
+    min_area=7.5,
+    building_clusters=(0, 4),
+)
+
+METADATA = ModelMetadata(
+    name="m",
+    bands=("red", "green"),
+    gsd=0.3,
+    gsd_range=(0.2, 0.45),
+    dtype="uint8",
+    mean=(100.0, 90.0),
+    std=(50.0, 40.0),
+    tile_size=650,
+    halo=20,
+    stride=2,
+    clusters=24,
+    classes=3,
+    building_clusters=(1, 23),
+    matching={"objective": "iou"},
+)
+
+
+def test_a_job_survives_its_file() -> None:
+    assert Job.from_json(JOB.to_json()) == JOB
+
+
+def test_the_scratch_folder_lies_beside_the_output_and_is_the_jobs_own() -> None:
+    assert JOB.scratch.parent == Path("/out")
+    assert JOB.scratch != replace(JOB, id="other").scratch
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": 2},
+        {"task": "train"},
+        {"sources": []},
+        {"sources": [{"path": "/a.tif"}]},
+        {"sources": [{"path": "/a.tif", "layer": "a"}, {"path": "/b.tif", "layer": "A"}]},
+        {"sources": [{"path": "/a.tif", "layer": "a", "bands": [0]}]},
+        {"sources": [{"path": "/a.tif", "layer": "a", "window": [0, 0, 0, 5]}]},
+        {"sources": [{"path": "/a.tif", "layer": "a", "colour": "blue"}]},
+        {"sources": [{"layer": "a"}]},
+        {"output": "relative.gpkg"},
+        {"provider": "abacus"},
+        {"precision": "int4"},
+        {"tile_size": 0},
+        {"min_area": -1},
+        {"min_area": "ten"},
+        {"building_clusters": [-1]},
+        {"id": "../../etc"},
+        {"unknown": 1},
+    ],
+)
+def test_a_job_that_breaks_a_rule_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(JobInvalid):
+        Job.from_json(json.dumps(json.loads(JOB.to_json()) | changes))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", "{}"])
+def test_what_is_no_job_file_is_refused(text: str) -> None:
+    with pytest.raises(JobInvalid):
+        Job.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Started("CPUExecutionProvider", "/m.onnx", 12),
+        Progress("/a.tif", 3, 12, 4.5),
+        Warned("no reference system\nat all"),
+        Result("/o.gpkg", (Layer("/a.tif", "a", 5, 682.3),), {"read": 1.5}),
+        Failed("disk-full", "no room for «buildings»"),
+    ],
+)
+def test_an_event_survives_its_line(event: Event) -> None:
+    line = encode(event)
+    assert "\n" not in line
+    assert line.isascii()
+    assert decode(line) == event
+
+
+def test_unknown_fields_of_an_event_are_passed_over() -> None:
+    record = json.loads(encode(Warned("w"))) | {"colour": "blue"}
+    assert decode(json.dumps(record)) == Warned("w")
+
+
+@pytest.mark.parametrize("line", ["", "hello", "{}", '{"event": "party"}', '{"event": "warning"}', "[1]", "3"])
+def test_what_is_no_event_is_refused(line: str) -> None:
+    with pytest.raises(EventInvalid):
+        decode(line)
+
+
+def test_errors_have_names_and_exit_statuses_of_their_own() -> None:
+    assert len({error.exit_status for error in ERRORS.values()}) == len(ERRORS) == len(IicError.__subclasses__())
+    assert not {0, 1, 2} & {error.exit_status for error in ERRORS.values()}
+
+
+def test_an_error_comes_back_as_its_class() -> None:
+    assert type(error_of("disk-full", "full")) is DiskFull
+    assert error_of("disk-full", "full").message == "full"
+    assert type(error_of("from-the-future", "?")) is IicError
+
+
+def test_metadata_survives_the_model_file() -> None:
+    properties = METADATA.to_properties()
+    assert all(isinstance(value, str) for value in properties.values())
+    assert ModelMetadata.from_properties(properties) == METADATA
+
+
+def test_metadata_has_the_keys_that_deepness_reads() -> None:
+    properties = METADATA.to_properties()
+    read = {key: json.loads(value) for key, value in properties.items() if key != KEY}
+    assert read["model_type"] == "Segmentor"
+    assert read["resolution"] == pytest.approx(30)
+    assert read["tiles_size"] == 650
+    assert len(read["class_names"]) == 24
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bands": ()},
+        {"mean": (1.0,)},
+        {"std": (0.0, 1.0)},
+        {"gsd": 0.5},
+        {"halo": 21},
+        {"tile_size": 651},
+        {"tile_size": 40},
+        {"clusters": 256},
+        {"building_clusters": (24,)},
+    ],
+)
+def test_facts_that_contradict_each_other_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ModelInvalid):
+        replace(METADATA, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 99}', '{"version": 1, "name": "m"}'])
+def test_damaged_metadata_is_refused(text: str) -> None:
+    with pytest.raises(ModelInvalid):
+        ModelMetadata.from_properties({KEY: text})
+
+
+def test_a_model_without_metadata_is_refused() -> None:
+    with pytest.raises(ModelInvalid, match="no metadata"):
+        ModelMetadata.from_properties({})

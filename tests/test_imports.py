@@ -1,0 +1,66 @@
+"""Imports point one way: protocol <- engine <- training, protocol <- plugin."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "qgis_iic"
+
+# The parts that each part may import, and the libraries that it may not.
+PARTS = {
+    "protocol": {"protocol"},
+    "plugin": {"protocol", "plugin"},
+    "engine": {"protocol", "engine"},
+    "training": {"protocol", "engine", "training"},
+    "cli": {"protocol", "engine", "training", "cli"},
+}
+HEAVY = {"rasterio", "onnxruntime", "onnx", "geopandas", "shapely", "pyogrio", "scipy", "sklearn", "torch"}
+FORBIDDEN = {
+    "plugin": HEAVY,
+    "engine": {"qgis", "PyQt5", "PyQt6", "torch", "sklearn"},
+    "training": {"qgis"},
+    "cli": {"qgis"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            if node.module == "qgis_iic":
+                yield from (f"qgis_iic.{alias.name}" for alias in node.names if (PACKAGE / alias.name).is_dir())
+            else:
+                yield node.module or ""
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_import_follows_the_arrows(part: str) -> None:
+    modules = sorted((PACKAGE / part).rglob("*.py"))
+    assert modules
+    for path in modules:
+        for name in imports(path):
+            top, *rest = name.split(".")
+            if top == "qgis_iic" and rest:
+                assert rest[0] in PARTS[part], f"{path} imports {name}"
+            if part == "protocol":
+                assert top == "qgis_iic" or top in sys.stdlib_module_names, f"{path} imports {name}"
+            assert top not in FORBIDDEN.get(part, set()), f"{path} imports {name}"
+
+
+def test_the_engine_loads_neither_qgis_nor_torch() -> None:
+    program = (
+        "import sys, qgis_iic.engine.service, qgis_iic.engine.pipeline;"
+        "print(sorted({'qgis', 'torch', 'sklearn'} & {name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    assert done.stdout.strip() == "[]"
