@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from qgis_iic.cli.run import PATH, absolute, job_options, layer_names, named_errors, run_job, source_path
-from qgis_iic.protocol.job import Job, Precision, Provider, Source, Window
+from qgis_iic.cli.run import PATH, absolute, job_options, named_errors, run_job, source_path
+from qgis_iic.protocol.job import Job, Precision, Provider, Source, Window, layer_names
 
 
 @click.command(short_help="Building polygons of rasters, as GeoPackage layers.")
@@ -37,9 +37,9 @@ def command(
 
     Any raster that GDAL opens will do; it needs the bands that the model takes and a georeference. Outlines follow the
     pixel edges of the model's ground sampling distance. With several rasters, a window applies to each, and the layers
-    are named after the rasters.
+    are named after the rasters, with LAYER_ in front where that is given.
     """
-    names = layer_names(sources, layer)
+    names = layer_names([Path(source).stem for source in sources], layer or "")
     job = Job(
         task="extract",
         sources=tuple(

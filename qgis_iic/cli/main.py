@@ -27,5 +27,6 @@ class _LazyGroup(click.Group):
 def main() -> None:
     """Building polygons from very-high-resolution imagery, without labels."""
 
+
 if __name__ == "__main__":
     main()

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from qgis_iic.protocol.errors import IicError, JobInvalid
+from qgis_iic.protocol.errors import IicError
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, encode
 from qgis_iic.protocol.job import Job
 
@@ -126,18 +126,3 @@ def absolute(path: Path) -> str:
 def source_path(text: str) -> str:
     """A path made absolute where it names a file; anything else that GDAL opens is left as it is."""
     return absolute(Path(text)) if Path(text).exists() or (":" not in text and not text.startswith("/vsi")) else text
-
-
-def layer_names(sources: tuple[str, ...], name: str | None) -> list[str]:
-    """One layer a raster: named by `name` or the raster, by both where there are several rasters.
-
-    Raises:
-        JobInvalid: two rasters have the same name.
-    """
-    stems = [Path(source).stem for source in sources]
-    if len(stems) == 1:
-        return [name or stems[0]]
-    names = [f"{name}_{stem}" if name else stem for stem in stems]
-    if len(set(names)) != len(names):
-        raise JobInvalid("Two of the rasters have the same file name; extract them in separate runs.")
-    return names

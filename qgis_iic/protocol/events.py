@@ -36,7 +36,13 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` tiles of a source are through; `remaining` estimates the seconds to the end of the run."""
+    """Tiles that are through.
+
+    Attributes:
+        source: path of the raster that is worked on.
+        done, total: tiles of all sources together.
+        remaining: estimate of the seconds to the end of the run.
+    """
 
     kind: ClassVar[str] = "progress"
     source: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -114,6 +115,23 @@ class Job:
             raise JobInvalid("The job's `sources` is not a list.")
         job: Job = _construct(cls, record | {"sources": tuple(_construct(Source, source) for source in sources)})
         return job
+
+
+def layer_names(rasters: Sequence[str], name: str) -> list[str]:
+    """One name a raster for the layers of a GeoPackage, which don't tell upper from lower case.
+
+    With one raster it is `name`, with several `name`_raster, without `name` the raster's own; where two would be the
+    same, the later ones are numbered.
+    """
+    names: list[str] = []
+    for raster in rasters:
+        wanted = name if name and len(rasters) == 1 else f"{name}_{raster}" if name else raster
+        # QGIS separates the parts of a layer's address by bars.
+        wanted = wanted.replace("|", "_").strip() or "buildings"
+        taken = {used.casefold() for used in names}
+        candidates = (wanted, *(f"{wanted}_{number}" for number in range(2, len(rasters) + 2)))
+        names.append(next(candidate for candidate in candidates if candidate.casefold() not in taken))
+    return names
 
 
 def _construct(kind: type[Any], record: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from qgis_iic.protocol.errors import ERRORS, DiskFull, EventInvalid, IicError, JobInvalid, ModelInvalid, error_of
 from qgis_iic.protocol.events import Event, Failed, Layer, Progress, Result, Started, Warned, decode, encode
-from qgis_iic.protocol.job import Job, Source
+from qgis_iic.protocol.job import Job, Source, layer_names
 from qgis_iic.protocol.model_metadata import KEY, ModelMetadata
 
 JOB = Job(
@@ -168,3 +168,18 @@ def test_damaged_metadata_is_refused(text: str) -> None:
 def test_a_model_without_metadata_is_refused() -> None:
     with pytest.raises(ModelInvalid, match="no metadata"):
         ModelMetadata.from_properties({})
+
+
+@pytest.mark.parametrize(
+    ("rasters", "name", "names"),
+    [
+        (["a"], "", ["a"]),
+        (["a"], "roofs", ["roofs"]),
+        (["a", "b"], "roofs", ["roofs_a", "roofs_b"]),
+        (["a", "A", "a"], "", ["a", "A_2", "a_3"]),
+        (["a|b", " "], "", ["a_b", "buildings"]),
+        (["a", "a_2", "a"], "", ["a", "a_2", "a_3"]),
+    ],
+)
+def test_layer_names(rasters: list[str], name: str, names: list[str]) -> None:
+    assert layer_names(rasters, name) == names

@@ -1,0 +1,240 @@
+"""What the algorithms that run the engine have in common."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from qgis.core import (
+    Qgis,
+    QgsProcessingAlgorithm,
+    QgsProcessingContext,
+    QgsProcessingException,
+    QgsProcessingFeedback,
+    QgsProcessingParameterDefinition,
+    QgsProcessingParameterEnum,
+    QgsProcessingParameterExtent,
+    QgsProcessingParameterFile,
+    QgsProcessingParameterNumber,
+    QgsProcessingParameterString,
+    QgsProcessingUtils,
+    QgsRasterLayer,
+    QgsReferencedRectangle,
+)
+from qgis.PyQt.QtGui import QIcon
+
+from qgis_iic.plugin import engine_environment, engine_process, raster_export, resource_paths
+from qgis_iic.plugin.algorithms.feedback_listener import FeedbackListener
+from qgis_iic.plugin.layer_source import Reading, read_layer
+from qgis_iic.plugin.translation import tr
+from qgis_iic.protocol.errors import Cancelled, IicError
+from qgis_iic.protocol.events import Result
+from qgis_iic.protocol.job import Job, Provider, Source
+
+INPUT = "INPUT"
+MODEL = "MODEL"
+EXTENT = "EXTENT"
+BANDS = "BANDS"
+PROVIDER = "PROVIDER"
+TILE_SIZE = "TILE_SIZE"
+OUTPUT = "OUTPUT"
+
+_BANDS = re.compile(r"\s*[1-9]\d*(\s*[,;\s]\s*[1-9]\d*)*\s*")
+
+
+class EngineAlgorithm(QgsProcessingAlgorithm):
+    """Layers are read and styled on their own thread (prepare, postProcess); the engine runs on any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._readings: list[Reading] = []
+
+    def createInstance(self) -> EngineAlgorithm:
+        return type(self)()
+
+    def icon(self) -> QIcon:
+        return QIcon(resource_paths.icon())
+
+    def svgIconPath(self) -> str:
+        return resource_paths.icon()
+
+    def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsRasterLayer]:
+        """The rasters to read."""
+        raise NotImplementedError
+
+    def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> Job:
+        """What the engine is to do; starts nothing.
+
+        Raises:
+            JobInvalid: the parameters break a rule of the job.
+        """
+        raise NotImplementedError
+
+    def results(self, job: Job, result: Result, context: QgsProcessingContext) -> dict[str, Any]:
+        """The outputs of the algorithm, by name."""
+        raise NotImplementedError
+
+    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
+        if not _BANDS.fullmatch(self.parameterAsString(parameters, BANDS, context) or "1"):
+            return False, tr("The bands must be band numbers in the model's order, such as 1,2,3.")
+        return super().checkParameterValues(parameters, context)
+
+    def prepareAlgorithm(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> bool:
+        model = self.parameterAsFile(parameters, MODEL, context)
+        extent = self._extent(parameters, context)
+        try:
+            self._readings = [
+                read_layer(layer, extent, model, context.transformContext())
+                for layer in self.layers(parameters, context)
+            ]
+        except IicError as error:
+            raise _exception(error, feedback) from error
+        return True
+
+    def processAlgorithm(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> dict[str, Any]:
+        try:
+            interpreter = engine_environment.interpreter()
+            job = self.job(parameters, context, self._readings)
+            for reading in self._readings:
+                if reading.export is not None:
+                    feedback.setProgressText(tr("Fetching {name}").format(name=reading.name))
+                    raster_export.write(reading.export, context.transformContext(), feedback)
+            result = engine_process.run(job, interpreter, FeedbackListener(feedback))
+        except Cancelled as error:
+            feedback.pushInfo(error.message)
+            return {}
+        except IicError as error:
+            raise _exception(error, feedback) from error
+        if feedback.isCanceled():
+            feedback.pushWarning(
+                tr("The run had ended before it could be cancelled: {path} is complete.").format(path=result.output)
+            )
+        return self.results(job, result, context)
+
+    def addModelParameters(self) -> None:
+        """The parameters that say what of the rasters is read, and by which model."""
+        self.addParameter(
+            documented(
+                QgsProcessingParameterFile(
+                    MODEL,
+                    tr("Model"),
+                    fileFilter=tr("ONNX models (*.onnx)"),
+                    defaultValue=resource_paths.default_model(),
+                ),
+                tr("ONNX model made by this project. By default the three-band model that comes with the plugin."),
+            )
+        )
+        self.addParameter(
+            documented(
+                QgsProcessingParameterExtent(EXTENT, tr("Extent"), optional=True),
+                tr(
+                    "Only this part of each raster is read, in any CRS. By default the whole raster. "
+                    "Layers of map services need an extent."
+                ),
+            )
+        )
+        self.addParameter(
+            documented(
+                QgsProcessingParameterString(BANDS, tr("Bands in the model's order"), optional=True),
+                tr(
+                    "Numbers of the raster's bands, the first being 1, in the order of the model's bands, "
+                    "such as 4,3,2. By default the colours that the raster names, else all its bands in file order. "
+                    "The same for all rasters."
+                ),
+            )
+        )
+
+    def addEngineParameters(self) -> None:
+        """The advanced parameters that say how the engine runs."""
+        self.addParameter(
+            advanced(
+                documented(
+                    QgsProcessingParameterEnum(
+                        PROVIDER,
+                        tr("Device"),
+                        options=list(get_args(Provider)),
+                        defaultValue="auto",
+                        usesStaticStrings=True,
+                    ),
+                    tr(
+                        "auto, cpu or cuda: where the network runs. auto takes a GPU where one is usable, else the CPU."
+                    ),
+                )
+            )
+        )
+        self.addParameter(
+            advanced(
+                documented(
+                    QgsProcessingParameterNumber(
+                        TILE_SIZE,
+                        tr("Tile size [pixels]"),
+                        type=Qgis.ProcessingNumberParameterType.Integer,
+                        optional=True,
+                        minValue=1,
+                    ),
+                    tr("Side of the tiles. By default the model's own. Smaller tiles need less memory and more time."),
+                )
+            )
+        )
+
+    def sources(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]
+    ) -> list[Source]:
+        """The sources of the job, still without names for their results."""
+        numbers = re.findall(r"\d+", self.parameterAsString(parameters, BANDS, context))
+        return [replace(reading.source, bands=tuple(map(int, numbers)) or None) for reading in readings]
+
+    def commonFields(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
+        """The fields of the job that come from `addModelParameters` and `addEngineParameters`."""
+        return {
+            "model": str(Path(self.parameterAsFile(parameters, MODEL, context)).absolute()),
+            "provider": self.parameterAsEnumString(parameters, PROVIDER, context),
+            "tile_size": self.parameterAsInt(parameters, TILE_SIZE, context) or None,
+        }
+
+    def _extent(self, parameters: dict[str, Any], context: QgsProcessingContext) -> QgsReferencedRectangle | None:
+        rectangle = self.parameterAsExtent(parameters, EXTENT, context)
+        if rectangle.isNull():
+            return None
+        return QgsReferencedRectangle(rectangle, self.parameterAsExtentCrs(parameters, EXTENT, context))
+
+
+def documented(parameter: QgsProcessingParameterDefinition, text: str) -> QgsProcessingParameterDefinition:
+    """`parameter` with its help."""
+    parameter.setHelp(text)
+    return parameter
+
+
+def advanced(parameter: QgsProcessingParameterDefinition) -> QgsProcessingParameterDefinition:
+    """`parameter` below the fold of the dialog."""
+    parameter.setFlags(parameter.flags() | Qgis.ProcessingParameterFlag.Advanced)
+    return parameter
+
+
+def restyle(uri: str, style: str, context: QgsProcessingContext) -> None:
+    """Styles the layer that is about to be loaded, or refreshes the one that the project shows already.
+
+    To be called on the thread of the layers. Without a project, as in `qgis_process`, nothing is loaded.
+    """
+    if context.project() is None or not context.willLoadLayerOnCompletion(uri):
+        return
+    layer = QgsProcessingUtils.mapLayerFromString(uri, context)
+    if layer is None:
+        return
+    if context.temporaryLayerStore().mapLayer(layer.id()) is None:
+        layer.reload()
+        layer.triggerRepaint()
+    else:
+        layer.loadNamedStyle(resource_paths.style(style))
+
+
+def _exception(error: IicError, feedback: QgsProcessingFeedback) -> QgsProcessingException:
+    """What ends an algorithm; the name of the error goes to the log, where the documentation can be looked up by it."""
+    feedback.pushDebugInfo(tr("Error: {code}").format(code=error.code))
+    return QgsProcessingException(error.message)

@@ -1,0 +1,181 @@
+"""`iic:extractbuildings`: raster layers to building polygons in a GeoPackage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from qgis.core import (
+    Qgis,
+    QgsProcessingContext,
+    QgsProcessingFeedback,
+    QgsProcessingOutputMultipleLayers,
+    QgsProcessingOutputNumber,
+    QgsProcessingParameterBoolean,
+    QgsProcessingParameterFileDestination,
+    QgsProcessingParameterMultipleLayers,
+    QgsProcessingParameterNumber,
+    QgsProcessingParameterString,
+    QgsProcessingUtils,
+    QgsRasterLayer,
+)
+
+from qgis_iic.plugin.algorithms.engine_algorithm import INPUT, OUTPUT, EngineAlgorithm, advanced, documented, restyle
+from qgis_iic.plugin.layer_source import Reading
+from qgis_iic.plugin.translation import tr
+from qgis_iic.protocol.events import Result
+from qgis_iic.protocol.job import Job, layer_names
+
+MIN_AREA = "MIN_AREA"
+MAX_HOLE_AREA = "MAX_HOLE_AREA"
+LAYER_NAME = "LAYER_NAME"
+OVERWRITE = "OVERWRITE"
+OUTPUT_LAYERS = "OUTPUT_LAYERS"
+BUILDINGS = "BUILDINGS"
+AREA = "AREA"
+
+
+class ExtractBuildings(EngineAlgorithm):
+    """One polygon layer a raster, all in one GeoPackage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded: list[str] = []
+
+    def name(self) -> str:
+        return "extractbuildings"
+
+    def displayName(self) -> str:
+        return tr("Extract buildings")
+
+    def tags(self) -> list[str]:
+        return tr("building,footprint,segmentation,deep learning,imagery,onnx").split(",")
+
+    def shortDescription(self) -> str:
+        return tr("Finds buildings in very-high-resolution imagery and writes them as polygons.")
+
+    def shortHelpString(self) -> str:
+        return tr(
+            "Each raster becomes one polygon layer of the GeoPackage, in the raster's CRS. A GeoPackage that exists "
+            "keeps its other layers. If the run fails or is cancelled, nothing is written.\n\n"
+            "The model was trained without labels and runs in the engine's own Python environment "
+            "(Settings > Options > Building extraction). It expects a certain ground sampling distance, for the model "
+            "that comes with the plugin some decimetres; a raster of another one is resampled. Pixels without data "
+            "stay without buildings."
+        )
+
+    def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
+        rasters = QgsProcessingParameterMultipleLayers(INPUT, tr("Raster layers"), Qgis.ProcessingSourceType.Raster)
+        rasters.setMinimumNumberInputs(1)
+        self.addParameter(
+            documented(
+                rasters,
+                tr("Imagery, one layer of polygons each. Files, or layers of map services together with an extent."),
+            )
+        )
+        self.addModelParameters()
+        self._add_polygon_parameters()
+        self.addEngineParameters()
+        self._add_outputs()
+
+    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
+        valid, message = super().checkParameterValues(parameters, context)
+        if not valid:
+            return valid, message
+        if Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).suffix.lower() != ".gpkg":
+            return False, tr("The output must be a GeoPackage: give it a name that ends in .gpkg.")
+        return True, ""
+
+    def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsRasterLayer]:
+        return self.parameterAsLayerList(parameters, INPUT, context)
+
+    def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> Job:
+        names = layer_names(
+            [reading.name for reading in readings], self.parameterAsString(parameters, LAYER_NAME, context)
+        )
+        sources = self.sources(parameters, context, readings)
+        return Job(
+            task="extract",
+            sources=tuple(replace(source, layer=name) for source, name in zip(sources, names, strict=True)),
+            output=str(Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).absolute()),
+            min_area=self.parameterAsDouble(parameters, MIN_AREA, context),
+            max_hole_area=self.parameterAsDouble(parameters, MAX_HOLE_AREA, context),
+            overwrite=self.parameterAsBool(parameters, OVERWRITE, context),
+            **self.commonFields(parameters, context),
+        )
+
+    def results(self, job: Job, result: Result, context: QgsProcessingContext) -> dict[str, Any]:
+        group = tr("Buildings {time}").format(time=datetime.now().strftime("%Y-%m-%d %H:%M:%S"))
+        for layer in result.layers:
+            uri = f"{result.output}|layername={layer.name}"
+            details = QgsProcessingContext.LayerDetails(
+                layer.name, context.project(), OUTPUT_LAYERS, QgsProcessingUtils.LayerHint.Vector
+            )
+            details.forceName = True
+            details.groupName = group
+            context.addLayerToLoadOnCompletion(uri, details)
+            self._loaded.append(uri)
+        return {
+            OUTPUT: result.output,
+            OUTPUT_LAYERS: list(self._loaded),
+            BUILDINGS: sum(layer.features for layer in result.layers),
+            AREA: sum(layer.area for layer in result.layers),
+        }
+
+    def postProcessAlgorithm(self, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
+        for uri in self._loaded:
+            restyle(uri, "buildings", context)
+        return {}
+
+    def _add_polygon_parameters(self) -> None:
+        self.addParameter(
+            documented(
+                _area_parameter(MIN_AREA, tr("Minimum area [m²]"), 10.0),
+                tr("Smaller buildings are dropped. In square metres on the ground; 0 keeps all."),
+            )
+        )
+        self.addParameter(
+            advanced(
+                documented(
+                    _area_parameter(MAX_HOLE_AREA, tr("Maximum area of filled holes [m²]"), 5.0),
+                    tr("Holes in buildings up to this size are filled. In square metres on the ground; 0 fills none."),
+                )
+            )
+        )
+        self.addParameter(
+            documented(
+                QgsProcessingParameterString(LAYER_NAME, tr("Layer name"), optional=True),
+                tr(
+                    "Name of the layer in the GeoPackage. By default the raster's name; "
+                    "with several rasters the names are NAME_raster."
+                ),
+            )
+        )
+
+    def _add_outputs(self) -> None:
+        self.addParameter(
+            documented(
+                QgsProcessingParameterBoolean(OVERWRITE, tr("Replace layers of the same name"), defaultValue=False),
+                tr(
+                    "Whether layers of the GeoPackage that have the name of a result are replaced. "
+                    "By default the run ends with an error instead. Other layers are always kept."
+                ),
+            )
+        )
+        self.addParameter(
+            documented(
+                QgsProcessingParameterFileDestination(OUTPUT, tr("Buildings"), tr("GeoPackage files (*.gpkg)")),
+                tr("The GeoPackage. Layers are added to one that exists."),
+            )
+        )
+        self.addOutput(QgsProcessingOutputMultipleLayers(OUTPUT_LAYERS, tr("Layers of buildings")))
+        self.addOutput(QgsProcessingOutputNumber(BUILDINGS, tr("Number of buildings")))
+        self.addOutput(QgsProcessingOutputNumber(AREA, tr("Area of all buildings [m²]")))
+
+
+def _area_parameter(name: str, description: str, default: float) -> QgsProcessingParameterNumber:
+    return QgsProcessingParameterNumber(
+        name, description, type=Qgis.ProcessingNumberParameterType.Double, defaultValue=default, minValue=0.0
+    )

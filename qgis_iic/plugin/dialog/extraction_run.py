@@ -1,0 +1,124 @@
+"""One run of `iic:extractbuildings` as a background task of QGIS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qgis.core import (
+    Qgis,
+    QgsApplication,
+    QgsProcessingAlgRunnerTask,
+    QgsProcessingContext,
+    QgsProcessingFeedback,
+    QgsProcessingUtils,
+    QgsProject,
+)
+from qgis.PyQt.QtCore import QObject, pyqtSignal
+
+from qgis_iic.plugin.translation import tr
+
+ALGORITHM = "iic:extractbuildings"
+_CANCEL_PATIENCE = 2000
+"""Milliseconds that `stop` waits for the engine to be gone; it takes one second at most."""
+
+
+class RunFeedback(QgsProcessingFeedback):
+    """Passes on from the task's thread what the algorithm says.
+
+    Signals:
+        said: a text, and a `Qgis.MessageLevel`.
+    """
+
+    said = pyqtSignal(str, object)
+
+    def __init__(self) -> None:
+        super().__init__(False)
+
+    def reportError(self, error: str, fatalError: bool = False) -> None:  # noqa: N803 - QGIS's name
+        self.said.emit(error, Qgis.MessageLevel.Critical)
+
+    def pushWarning(self, warning: str) -> None:
+        self.said.emit(warning, Qgis.MessageLevel.Warning)
+
+    def pushInfo(self, info: str) -> None:
+        self.said.emit(info, Qgis.MessageLevel.Info)
+
+    def setProgressText(self, text: str) -> None:
+        self.said.emit(text, Qgis.MessageLevel.Info)
+
+    def pushDebugInfo(self, info: str) -> None:
+        self.said.emit(info, Qgis.MessageLevel.NoLevel)
+
+    def pushConsoleInfo(self, info: str) -> None:
+        self.said.emit(info, Qgis.MessageLevel.NoLevel)
+
+
+class ExtractionRun(QObject):
+    """Starts when it is made; the result layers are in the project when it says `ended`.
+
+    Signals:
+        said: a text, and a `Qgis.MessageLevel`.
+        progressed: percent.
+        ended: whether it succeeded, and the outputs of the algorithm by name.
+    """
+
+    said = pyqtSignal(str, object)
+    progressed = pyqtSignal(float)
+    ended = pyqtSignal(bool, dict)
+
+    _alive: set[ExtractionRun] = set()
+    """QGIS's task holds bare references to the context and the feedback of its run, which must outlive it."""
+
+    def __init__(self, parameters: dict[str, Any], project: QgsProject) -> None:
+        super().__init__()
+        self._alive.add(self)
+        self._context = QgsProcessingContext()
+        self._context.setProject(project)
+        self._feedback = RunFeedback()
+        self._feedback.said.connect(self.said)
+        self._feedback.progressChanged.connect(self.progressed)
+        self._parameters = parameters
+
+    def start(self) -> None:
+        """Reads the layers and leaves the rest to the task manager; connect the signals before."""
+        algorithm = QgsApplication.processingRegistry().algorithmById(ALGORITHM)
+        self._task = QgsProcessingAlgRunnerTask(algorithm, self._parameters, self._context, self._feedback)
+        self._task.setDescription(tr("Extract buildings"))
+        if self._task.isCanceled():  # the layers could not be read; such a task never says that it was executed
+            self._end(False, {})
+            return
+        self._task.executed.connect(self._end)
+        QgsApplication.taskManager().addTask(self._task)
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+    def stop(self) -> None:
+        """Cancels and waits until the engine is gone."""
+        self.cancel()
+        self._task.waitForFinished(_CANCEL_PATIENCE)
+
+    def _end(self, successful: bool, results: dict[str, Any]) -> None:
+        succeeded = successful and not self._feedback.isCanceled()
+        if succeeded:
+            add_to_project(self._context)
+        self._alive.discard(self)
+        self.ended.emit(succeeded, results)
+
+
+def add_to_project(context: QgsProcessingContext) -> None:
+    """Adds the layers that a run wants loaded, in the group that they name, on top of the layer tree.
+
+    A layer that the project has already, because it was replaced in its GeoPackage, stays where it is.
+    """
+    project = context.project()
+    for uri, details in context.layersToLoadOnCompletion().items():
+        layer = QgsProcessingUtils.mapLayerFromString(uri, context)
+        owned = context.temporaryLayerStore().takeMapLayer(layer)
+        if owned is None:
+            continue
+        details.setOutputLayerName(owned)
+        tree = project.layerTreeRoot()
+        group = tree.findGroup(details.groupName) or tree.insertGroup(0, details.groupName)
+        project.addMapLayer(owned, False)
+        group.addLayer(owned)

@@ -1,0 +1,159 @@
+"""Where the engine's interpreter is, whether it can run the engine, and how it is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess  # nosec B404 - the engine is a program of its own, started from a list of arguments without a shell
+from dataclasses import dataclass
+from pathlib import Path
+
+from qgis_iic.plugin import resource_paths, settings
+from qgis_iic.plugin.translation import tr
+from qgis_iic.protocol.errors import EngineNotStarted
+
+VARIABLE = "QGIS_IIC_ENGINE_PYTHON"
+MINIMUM_VERSION = (3, 11)
+LIBRARIES = ("geopandas", "numpy", "onnxruntime", "pyogrio", "pyproj", "rasterio", "scipy", "shapely")
+CHECK_TIMEOUT = 60.0
+"""Seconds; a cold start from a network drive can take many."""
+
+_CHECK = """
+import importlib.util, json, sys
+missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
+print(json.dumps({"version": list(sys.version_info[:3]), "missing": missing}))
+"""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python that can run the engine.
+
+    Attributes:
+        path: of the executable.
+        version: such as (3, 11, 9).
+    """
+
+    path: str
+    version: tuple[int, ...]
+
+    @property
+    def command(self) -> list[str]:
+        """The engine, its job file still to be added."""
+        return [*isolated(self.path), "-u", resource_paths.engine_script()]
+
+
+def interpreter() -> Interpreter:
+    """The interpreter of the setting, else `automatic()`, checked.
+
+    Raises:
+        EngineNotStarted: there is none, or it does not run, is too old, or lacks libraries.
+    """
+    chosen = settings.engine_python()
+    return check(chosen) if chosen else automatic()
+
+
+def automatic() -> Interpreter:
+    """The interpreter of the environment variable, else the one beside the source checkout, checked.
+
+    Raises:
+        EngineNotStarted: there is none, or it does not run, is too old, or lacks libraries.
+    """
+    checkout = resource_paths.PACKAGE.parent / ".venv" / "engine"
+    candidates = [os.environ.get(VARIABLE, ""), *_existing(checkout)]
+    chosen = next((path for path in candidates if path), None)
+    if chosen is None:
+        raise EngineNotStarted(
+            tr(
+                "The Python environment of the engine is not set up. Choose its interpreter in Settings > Options > "
+                "Building extraction, or in the environment variable {variable}. It is a Python {version} or newer "
+                "in which 'pip install qgis-iic[engine]' was run."
+            ).format(variable=VARIABLE, version=_dotted(MINIMUM_VERSION))
+        )
+    return check(chosen)
+
+
+def check(path: str) -> Interpreter:
+    """Starts the Python at `path` and asks for its version and libraries; takes a tenth of a second.
+
+    Raises:
+        EngineNotStarted: it does not run, is too old, or lacks libraries.
+    """
+    version, missing = _ask(path)
+    if version < MINIMUM_VERSION:
+        raise EngineNotStarted(
+            tr("{path} is Python {found}; the engine needs {needed} or newer. Choose another interpreter.").format(
+                path=path, found=_dotted(version), needed=_dotted(MINIMUM_VERSION)
+            )
+        )
+    if missing:
+        raise EngineNotStarted(
+            tr("{path} lacks {libraries}. Run '{path} -m pip install qgis-iic[engine]' and try again.").format(
+                path=path, libraries=", ".join(missing)
+            )
+        )
+    return Interpreter(path, version)
+
+
+def isolated(path: str) -> list[str]:
+    """The start of a command that keeps QGIS's Python and the user's packages out of the engine's."""
+    return [path, "-I", "-X", "utf8"]
+
+
+def variables() -> dict[str, str]:
+    """The environment of QGIS without what would lead the engine to QGIS's Python, PROJ or GDAL."""
+    foreign = ("PYTHON", "GDAL_")
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
+    return {name: value for name, value in kept.items() if name.upper() not in ("PROJ_LIB", "PROJ_DATA")}
+
+
+def no_window() -> int:
+    """Flags that keep Windows from opening a console window for a child process; 0 elsewhere."""
+    return getattr(subprocess, "CREATE_NO_WINDOW", 0)
+
+
+def not_started(path: str, error: Exception) -> EngineNotStarted:
+    """The error for an interpreter that can't be started, breaks off, or is none."""
+    if isinstance(error, OSError):
+        reason = str(error.strerror)
+    elif isinstance(error, subprocess.CalledProcessError):
+        reason = tr("exit status {status}").format(status=error.returncode)
+    elif isinstance(error, subprocess.TimeoutExpired):
+        reason = tr("no answer within {seconds:.0f} s").format(seconds=error.timeout)
+    else:
+        reason = tr("it does not answer like a Python")
+    return EngineNotStarted(
+        tr(
+            "The engine's interpreter {path} does not run ({reason}). "
+            "Choose another one in Settings > Options > Building extraction."
+        ).format(path=path, reason=reason)
+    )
+
+
+def _ask(path: str) -> tuple[tuple[int, ...], list[str]]:
+    """The version, and which of `LIBRARIES` are missing."""
+    try:
+        answer = subprocess.run(  # nosec B603 - a list of arguments, no shell; the user chose the interpreter
+            [*isolated(path), "-c", _CHECK, *LIBRARIES],
+            capture_output=True,
+            check=True,
+            creationflags=no_window(),
+            env=variables(),
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=CHECK_TIMEOUT,
+        )
+        report = json.loads(answer.stdout)
+        return tuple(map(int, report["version"])), list(map(str, report["missing"]))
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
+        raise not_started(path, error) from error
+
+
+def _existing(environment: Path) -> list[str]:
+    """The interpreter of a virtual environment, if there is one."""
+    candidates = (environment / "bin" / "python", environment / "Scripts" / "python.exe")
+    return [str(path) for path in candidates if path.exists()]
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

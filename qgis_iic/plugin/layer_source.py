@@ -1,0 +1,175 @@
+"""From a raster layer to what the engine reads: a path, a CRS and a window of source pixels.
+
+QGIS shows rotated and south-up rasters through a warped view of its own, so that the layer's pixels are not the file's.
+Windows are therefore computed from the file's geotransform, which GDAL gives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from osgeo import gdal
+from qgis.core import (
+    Qgis,
+    QgsCoordinateReferenceSystem,
+    QgsCoordinateTransform,
+    QgsCoordinateTransformContext,
+    QgsCsException,
+    QgsGeometry,
+    QgsProcessingUtils,
+    QgsProviderRegistry,
+    QgsRasterLayer,
+    QgsReferencedRectangle,
+)
+
+from qgis_iic.plugin.raster_export import RasterExport, plan_export
+from qgis_iic.plugin.translation import tr
+from qgis_iic.protocol.errors import SourceUnsuitable, WindowOutside
+from qgis_iic.protocol.job import Source, Window
+
+_EDGE = 1e-6
+"""Pixels by which an extent may miss a pixel edge and still count as ending on it."""
+_VERTICES = 20
+"""Points put on each side of an extent before it is brought to another CRS, where sides bend."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the engine reads a layer.
+
+    Attributes:
+        name: of the layer in QGIS.
+        source: without a name for the result and without bands.
+        export: what QGIS has to write first, None for a file that GDAL opens.
+    """
+
+    name: str
+    source: Source
+    export: RasterExport | None = None
+
+
+def read_layer(
+    layer: QgsRasterLayer, extent: QgsReferencedRectangle | None, model: str, transforms: QgsCoordinateTransformContext
+) -> Reading:
+    """How the engine reads `layer`, or the part of it in `extent`; to be called on the layer's thread.
+
+    Raises:
+        WindowOutside: the extent and the raster have no pixel in common.
+        SourceUnsuitable: a service without an extent, or a raster without georeferencing with one.
+        ModelNotFound, ModelInvalid: the raster has no pixels of its own and the model does not say its pixel size.
+    """
+    area = None if extent is None else _area(extent, layer, transforms)
+    path = _gdal_path(layer)
+    if path is None:
+        return _exported(layer, area, model)
+    window = None if area is None else _window(area, layer.name(), path)
+    return Reading(layer.name(), Source(path=path, window=window, crs=_crs_override(layer)))
+
+
+def window_of(points: Sequence[tuple[float, float]], geotransform: Sequence[float], width: int, height: int) -> Window:
+    """The smallest window that holds `points` (in map units), cut to a raster of `width` x `height` pixels.
+
+    The geotransform may be rotated, sheared or south-up.
+
+    Raises:
+        WindowOutside: nothing is left.
+    """
+    inverse = gdal.InvGeoTransform(list(geotransform))
+    if inverse is None:
+        raise WindowOutside(tr("The raster's georeferencing is degenerate; use it without an extent."))
+    pixels = [gdal.ApplyGeoTransform(inverse, x, y) for x, y in points]
+    columns, rows = zip(*pixels, strict=True)
+    left, right = _interval(columns, width)
+    top, bottom = _interval(rows, height)
+    if left >= right or top >= bottom:
+        raise WindowOutside(tr("The extent has no pixel in common with the raster. Choose another extent."))
+    return left, top, right - left, bottom - top
+
+
+def _interval(positions: Sequence[float], size: int) -> tuple[int, int]:
+    """First pixel and the one after the last of an axis of `size` pixels."""
+    return max(0, math.floor(min(positions) + _EDGE)), min(size, math.ceil(max(positions) - _EDGE))
+
+
+def _area(
+    extent: QgsReferencedRectangle, layer: QgsRasterLayer, transforms: QgsCoordinateTransformContext
+) -> QgsGeometry:
+    """The part of `layer` in `extent`, in the layer's CRS; an extent without CRS counts as being in it already.
+
+    The layer goes to the extent's CRS and what is left of it comes back, for the extent may reach where the layer's
+    CRS is not defined, as one of the whole world does.
+    """
+    outside = WindowOutside(
+        tr("The extent has nothing in common with {name}. Choose another extent.").format(name=layer.name())
+    )
+    area = QgsGeometry.fromRect(layer.extent())
+    transform = QgsCoordinateTransform(layer.crs(), extent.crs(), transforms)
+    try:
+        area = _transformed(area, transform, Qgis.TransformDirection.Forward)
+        area = _transformed(area.intersection(QgsGeometry.fromRect(extent)), transform, Qgis.TransformDirection.Reverse)
+    except QgsCsException as error:
+        raise outside from error
+    if area.boundingBox().isEmpty():
+        raise outside
+    return area
+
+
+def _transformed(
+    area: QgsGeometry, transform: QgsCoordinateTransform, direction: Qgis.TransformDirection
+) -> QgsGeometry:
+    """`area` in another CRS, its sides bent as they have to be; the same where a CRS is unknown.
+
+    Raises:
+        QgsCsException: it has no place there.
+    """
+    if not transform.isValid() or transform.isShortCircuited():
+        return area
+    bent = area.densifyByCount(_VERTICES)
+    bent.transform(transform, direction)
+    return bent
+
+
+def _window(area: QgsGeometry, name: str, path: str) -> Window:
+    raster = gdal.OpenEx(path, gdal.OF_RASTER)
+    geotransform = None if raster is None else raster.GetGeoTransform(can_return_null=True)
+    if geotransform is None:
+        raise SourceUnsuitable(tr("{name} has no georeferencing; use it without an extent.").format(name=name))
+    points = [(vertex.x(), vertex.y()) for vertex in area.vertices()]
+    return window_of(points, geotransform, raster.RasterXSize, raster.RasterYSize)
+
+
+def _gdal_path(layer: QgsRasterLayer) -> str | None:
+    """What GDAL opens as it is, or None: open options and credentials are known to QGIS only."""
+    if layer.providerType() != "gdal":
+        return None
+    parts = QgsProviderRegistry.instance().decodeUri("gdal", layer.source())
+    if parts.get("openOptions") or parts.get("authcfg"):
+        return None
+    path = Path(layer.source())
+    return str(path.absolute()) if path.exists() else layer.source()
+
+
+def _crs_override(layer: QgsRasterLayer) -> str | None:
+    """The layer's CRS where the user gave it another one than the file's."""
+    crs = layer.crs()
+    if not crs.isValid() or crs == layer.dataProvider().crs():
+        return None
+    authority = crs.authid()
+    if authority and not authority.startswith("USER:"):
+        return authority
+    return crs.toWkt(QgsCoordinateReferenceSystem.WktVariant.WKT_PREFERRED_GDAL)
+
+
+def _exported(layer: QgsRasterLayer, area: QgsGeometry | None, model: str) -> Reading:
+    if area is None:
+        raise SourceUnsuitable(
+            tr("{name} is not a file but comes from a service. Choose an extent, so that only that is fetched.").format(
+                name=layer.name()
+            )
+        )
+    part = area.boundingBox().intersect(layer.extent())
+    export = plan_export(layer, part, model, QgsProcessingUtils.generateTempFilename("source.tif"))
+    return Reading(layer.name(), Source(path=export.path), export)

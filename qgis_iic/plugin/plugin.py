@@ -1,0 +1,70 @@
+"""What QGIS loads: the Processing provider, a toolbar button, a Raster menu entry and an options page."""
+
+from __future__ import annotations
+
+from qgis.core import QgsApplication
+from qgis.gui import QgisInterface
+from qgis.PyQt.QtGui import QIcon
+from qgis.PyQt.QtWidgets import QAction
+
+from qgis_iic.plugin import resource_paths
+from qgis_iic.plugin.dialog.extraction_dialog import ExtractionDialog
+from qgis_iic.plugin.options_page import OptionsPageFactory, show_options
+from qgis_iic.plugin.provider import Provider
+from qgis_iic.plugin.translation import tr
+
+ACTION_NAME = "iicExtractBuildings"
+
+
+class Plugin:
+    """Unloading undoes loading, in reverse order."""
+
+    def __init__(self, iface: QgisInterface | None) -> None:
+        self._iface: QgisInterface = iface  # None in `qgis_process`, where there is no GUI to make or to remove
+        self._provider: Provider | None = None
+        self._dialog: ExtractionDialog | None = None
+
+    def initProcessing(self) -> None:
+        """All that `qgis_process` loads, which has no `iface`."""
+        self._provider = Provider()
+        QgsApplication.processingRegistry().addProvider(self._provider)
+
+    def initGui(self) -> None:
+        self.initProcessing()
+        window = self._iface.mainWindow()
+        self._menu = tr("Building extraction")
+        self._run = QAction(QIcon(resource_paths.icon()), tr("Extract buildings…"), window)
+        self._run.setObjectName(ACTION_NAME)
+        self._run.triggered.connect(self._show_dialog)
+        self._configure = QAction(tr("Settings…"), window)
+        self._configure.triggered.connect(lambda: show_options(self._iface))
+        self._iface.addToolBarIcon(self._run)
+        for action in (self._run, self._configure):
+            self._iface.addPluginToRasterMenu(self._menu, action)
+        self._options = OptionsPageFactory()
+        self._iface.registerOptionsWidgetFactory(self._options)
+
+    def unload(self) -> None:
+        if self._iface is not None:
+            self._unload_gui()
+        QgsApplication.processingRegistry().removeProvider(self._provider)
+        self._provider = None
+
+    def _unload_gui(self) -> None:
+        if self._dialog is not None:
+            self._dialog.discard()
+            self._dialog = None
+        self._iface.unregisterOptionsWidgetFactory(self._options)
+        for action in (self._configure, self._run):
+            self._iface.removePluginRasterMenu(self._menu, action)
+        self._iface.removeToolBarIcon(self._run)
+        for action in (self._configure, self._run):
+            action.deleteLater()
+
+    def _show_dialog(self) -> None:
+        """One dialog for the whole time, so that a run can go on while it is closed."""
+        if self._dialog is None:
+            self._dialog = ExtractionDialog(self._iface)
+        self._dialog.show()
+        self._dialog.raise_()
+        self._dialog.activateWindow()

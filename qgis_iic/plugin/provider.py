@@ -1,0 +1,31 @@
+"""The Processing provider `iic`."""
+
+from __future__ import annotations
+
+from qgis.core import QgsProcessingProvider
+from qgis.PyQt.QtGui import QIcon
+
+from qgis_iic.plugin import resource_paths
+from qgis_iic.plugin.algorithms.extract_buildings import ExtractBuildings
+from qgis_iic.plugin.algorithms.segment_raster import SegmentRaster
+from qgis_iic.plugin.translation import tr
+
+
+class Provider(QgsProcessingProvider):
+    """Makes the algorithms known to the toolbox, the model designer and `qgis_process`."""
+
+    def id(self) -> str:
+        return "iic"
+
+    def name(self) -> str:
+        return tr("Building extraction (IIC)")
+
+    def icon(self) -> QIcon:
+        return QIcon(resource_paths.icon())
+
+    def svgIconPath(self) -> str:
+        return resource_paths.icon()
+
+    def loadAlgorithms(self) -> None:
+        self.addAlgorithm(ExtractBuildings())
+        self.addAlgorithm(SegmentRaster())

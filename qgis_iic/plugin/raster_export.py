@@ -1,0 +1,103 @@
+"""Writes a raster that GDAL can't open by itself, such as a map service, into a GeoTIFF that it can."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from qgis.core import (
+    Qgis,
+    QgsCoordinateReferenceSystem,
+    QgsCoordinateTransformContext,
+    QgsDistanceArea,
+    QgsFeedback,
+    QgsPointXY,
+    QgsRasterBlockFeedback,
+    QgsRasterDataProvider,
+    QgsRasterFileWriter,
+    QgsRasterLayer,
+    QgsRasterPipe,
+    QgsRectangle,
+)
+from qgis.PyQt.QtCore import Qt
+
+from qgis_iic.plugin.model_file import read_metadata
+from qgis_iic.plugin.translation import tr
+from qgis_iic.protocol.errors import Cancelled, SourceUnsuitable
+
+
+@dataclass(frozen=True)
+class RasterExport:
+    """A part of a raster, to be written by `write` on any thread.
+
+    Attributes:
+        name: of the layer, for messages.
+        provider: a copy that belongs to this export alone.
+        extent: in `crs`.
+        columns, rows: of the GeoTIFF.
+        path: of the GeoTIFF.
+    """
+
+    name: str
+    provider: QgsRasterDataProvider
+    extent: QgsRectangle
+    crs: QgsCoordinateReferenceSystem
+    columns: int
+    rows: int
+    path: str
+
+
+def plan_export(layer: QgsRasterLayer, extent: QgsRectangle, model: str, path: str) -> RasterExport:
+    """Prepares the export of the part `extent` (in the layer's CRS), on the layer's thread.
+
+    The pixels are the raster's own where it has any, else those that `model` expects.
+
+    Raises:
+        ModelNotFound, ModelInvalid: the raster has no pixels of its own and the model does not say its pixel size.
+    """
+    provider = layer.dataProvider()
+    if provider.capabilities() & Qgis.RasterInterfaceCapability.Size and provider.xSize() > 0:
+        columns = extent.width() * provider.xSize() / provider.extent().width()
+        rows = extent.height() * provider.ySize() / provider.extent().height()
+    else:
+        columns, rows = (side / read_metadata(model).gsd for side in _sides_in_metres(extent, layer.crs()))
+    return RasterExport(
+        layer.name(), provider.clone(), extent, layer.crs(), max(1, math.ceil(columns)), max(1, math.ceil(rows)), path
+    )
+
+
+def write(export: RasterExport, transforms: QgsCoordinateTransformContext, feedback: QgsFeedback) -> None:
+    """Writes the GeoTIFF.
+
+    Raises:
+        SourceUnsuitable: QGIS can't read the raster or can't write the file.
+        Cancelled: the user ended it.
+    """
+    pipe = QgsRasterPipe()
+    pipe.set(export.provider.clone())
+    writer = QgsRasterFileWriter(export.path)
+    writer.setOutputFormat("GTiff")
+    writer.setCreateOptions(["TILED=YES", "COMPRESS=DEFLATE", "BIGTIFF=IF_SAFER"])
+    progress = QgsRasterBlockFeedback()
+    feedback.canceled.connect(progress.cancel, Qt.ConnectionType.DirectConnection)
+    outcome = writer.writeRaster(pipe, export.columns, export.rows, export.extent, export.crs, transforms, progress)
+    if feedback.isCanceled():
+        raise Cancelled(tr("The run was cancelled; nothing was written."))
+    if outcome != Qgis.RasterFileWriterResult.Success or progress.errors():
+        reason = "; ".join(progress.errors()) or outcome.name
+        raise SourceUnsuitable(
+            tr("{name} could not be fetched as a GeoTIFF ({reason}). Export it to a file and use that.").format(
+                name=export.name, reason=reason
+            )
+        )
+
+
+def _sides_in_metres(extent: QgsRectangle, crs: QgsCoordinateReferenceSystem) -> tuple[float, float]:
+    """Width and height through the middle, measured on the ellipsoid."""
+    measure = QgsDistanceArea()
+    measure.setSourceCrs(crs, QgsCoordinateTransformContext())
+    measure.setEllipsoid(crs.ellipsoidAcronym() or "EPSG:7030")
+    middle = extent.center()
+    west, east = (QgsPointXY(x, middle.y()) for x in (extent.xMinimum(), extent.xMaximum()))
+    south, north = (QgsPointXY(middle.x(), y) for y in (extent.yMinimum(), extent.yMaximum()))
+    return measure.measureLine(west, east), measure.measureLine(south, north)

@@ -1,0 +1,257 @@
+"""The dialog's widgets become parameters, and a run's messages, progress and layers come back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsProject, QgsRasterLayer, QgsRectangle
+from qgis.PyQt.QtCore import QEvent
+from qgis.PyQt.QtWidgets import QApplication
+
+from qgis_iic.plugin.dialog.extraction_dialog import ExtractionDialog
+from qgis_iic.plugin.dialog.extraction_run import ExtractionRun
+from qgis_iic.plugin.dialog.parameters_panel import ParametersPanel
+
+
+@pytest.fixture
+def layers(qgis_new_project: None, raster: Any) -> list[QgsRasterLayer]:
+    layers = [QgsRasterLayer(str(raster(f"{name}.tif")), name) for name in ("a", "b")]
+    QgsProject.instance().addMapLayers(layers)
+    return layers
+
+
+@pytest.fixture
+def dialog(layers: list[QgsRasterLayer], qgis_iface: Any, provider: Any) -> Iterator[ExtractionDialog]:
+    dialog = ExtractionDialog(qgis_iface)
+    dialog.show()
+    yield dialog
+    dialog.discard()
+    QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+
+
+@pytest.fixture
+def ready(dialog: ExtractionDialog, layers: list[QgsRasterLayer], tmp_path: Path) -> ExtractionDialog:
+    """All that a run needs is filled in."""
+    dialog.parameters.layers.check(layers[:1])
+    dialog.parameters.output.setFilePath(str(tmp_path / "out.gpkg"))
+    return dialog
+
+
+def texts(bar: Any) -> list[str]:
+    return [item.text() for item in bar.items()]
+
+
+def finished(dialog: ExtractionDialog) -> Callable[[], bool]:
+    return dialog.run_button.isEnabled
+
+
+def set_extent(dialog: ExtractionDialog, rectangle: QgsRectangle) -> None:
+    crs = QgsCoordinateReferenceSystem("EPSG:32645")
+    dialog.parameters.extent.setOutputCrs(crs)
+    dialog.parameters.extent.setOutputExtentFromUser(rectangle, crs)
+    dialog.parameters.extent.setChecked(True)
+
+
+def test_untouched_widgets_become_the_defaults_of_the_algorithm(
+    ready: ExtractionDialog, provider: Any, layers: Any
+) -> None:
+    parameters = ready.parameters.parameters()
+    definitions = {each.name(): each for each in provider.algorithm("extractbuildings").parameterDefinitions()}
+    assert parameters.pop("INPUT") == [layers[0].id()]
+    assert parameters.pop("OUTPUT").endswith("out.gpkg")
+    assert parameters.pop("BANDS") == "1,2,3"  # the shipped model names its bands
+    assert parameters == {name: definitions[name].defaultValue() for name in parameters}
+    assert parameters.keys() == {"MODEL", "MIN_AREA", "MAX_HOLE_AREA", "OVERWRITE", "PROVIDER"}
+
+
+def test_every_widget_reaches_its_parameter(ready: ExtractionDialog, layers: Any, model: Path) -> None:
+    panel = ready.parameters
+    panel.layers.check(layers)
+    panel.model.file.setFilePath(str(model))
+    panel.model.combos[0].setBand(3)
+    panel.min_area.setValue(20)
+    panel.max_hole_area.setValue(1)
+    panel.layer_name.setText(" roofs ")
+    panel.overwrite.setChecked(True)
+    panel.provider.setCurrentText("cpu")
+    panel.tile_size.setValue(256)
+    set_extent(ready, QgsRectangle(1, 2, 3, 4))
+    parameters = panel.parameters()
+    extent = parameters.pop("EXTENT")
+    assert (QgsRectangle(extent), extent.crs().authid()) == (QgsRectangle(1, 2, 3, 4), "EPSG:32645")
+    assert parameters == {
+        "INPUT": [layer.id() for layer in layers],
+        "MODEL": str(model),
+        "BANDS": "3,2,3",
+        "MIN_AREA": 20.0,
+        "MAX_HOLE_AREA": 1.0,
+        "LAYER_NAME": "roofs",
+        "OVERWRITE": True,
+        "PROVIDER": "cpu",
+        "TILE_SIZE": 256,
+        "OUTPUT": panel.output.filePath(),
+    }
+
+
+def test_bands_are_found_by_their_colours(dialog: ExtractionDialog, layers: Any, model: Path, tmp_path: Path) -> None:
+    from osgeo import gdal
+
+    dataset = gdal.GetDriverByName("GTiff").Create(
+        str(tmp_path / "bgr.tif"), 4, 4, 3, options=["PHOTOMETRIC=MINISBLACK"]
+    )
+    for band, colour in enumerate((gdal.GCI_BlueBand, gdal.GCI_GreenBand, gdal.GCI_RedBand), start=1):
+        dataset.GetRasterBand(band).SetColorInterpretation(colour)
+    dataset = None
+    layer = QgsRasterLayer(str(tmp_path / "bgr.tif"), "bgr")
+    QgsProject.instance().addMapLayer(layer)
+    dialog.parameters.model.file.setFilePath(str(model))
+    dialog.parameters.layers.check([layer])
+    assert dialog.parameters.model.bands() == "3,2,1"
+
+
+def test_the_model_says_what_it_is_or_what_is_wrong(dialog: ExtractionDialog, model: Path, tmp_path: Path) -> None:
+    panel = dialog.parameters.model
+    panel.file.setFilePath(str(model))
+    assert panel.facts.text() == "town: red, green, blue; made for 0.3 m to 0.6 m a pixel."
+    panel.file.setFilePath(str(tmp_path / "missing.onnx"))
+    assert "can't be read" in panel.facts.text()
+    assert panel.bands() == ""
+
+
+def test_layers_that_leave_the_project_leave_the_list(ready: ExtractionDialog, layers: Any) -> None:
+    QgsProject.instance().removeMapLayer(layers[0].id())
+    assert ready.parameters.layers.checked() == []
+    assert ready.parameters.model.combos == []
+
+
+def test_what_is_missing_is_asked_for(dialog: ExtractionDialog, layers: Any) -> None:
+    dialog.start()
+    assert "Check at least one" in texts(dialog.messages)[0]
+    dialog.parameters.layers.check(layers)
+    dialog.start()
+    assert "Name the GeoPackage" in texts(dialog.messages)[0]
+    dialog.parameters.output.setFilePath("/out/town.shp")
+    dialog.start()
+    assert ".gpkg" in texts(dialog.messages)[0]
+    assert dialog.run_button.isEnabled()
+
+
+def test_values_are_remembered_from_run_to_run(
+    ready: ExtractionDialog, engine: Any, wait: Any, qgis_iface: Any
+) -> None:
+    engine("finish()")
+    ready.parameters.min_area.setValue(33)
+    ready.parameters.overwrite.setChecked(True)
+    ready.start()
+    wait(finished(ready))
+    again = ParametersPanel(QgsProject.instance(), qgis_iface.mapCanvas())
+    assert (again.min_area.value(), again.overwrite.isChecked()) == (33.0, True)
+    assert again.output.filePath() == ready.parameters.output.filePath()
+
+
+def test_a_run_puts_styled_layers_into_a_group(
+    dialog: ExtractionDialog, wait: Any, sample: Path, tmp_path: Path
+) -> None:
+    layers = [QgsRasterLayer(str(sample / f"{name}.tif"), name) for name in ("scene", "scene2")]
+    QgsProject.instance().addMapLayers(layers)
+    dialog.parameters.layers.check(layers)
+    dialog.parameters.model.file.setFilePath(str(sample / "model.onnx"))
+    dialog.parameters.output.setFilePath(str(tmp_path / "out.gpkg"))
+    dialog.start()
+    assert not dialog.run_button.isEnabled()
+    wait(finished(dialog), 30)
+    assert "10 buildings" in texts(dialog.messages)[0]
+    assert dialog.progress.value() == 100
+    (group,) = QgsProject.instance().layerTreeRoot().findGroups()
+    assert group.name().startswith("Buildings 20")
+    found = [node.layer() for node in group.findLayers()]
+    assert [layer.name() for layer in found] == ["scene", "scene2"]
+    assert [layer.featureCount() for layer in found] == [5, 5]
+    assert {layer.renderer().symbol().color().name() for layer in found} == {"#e2572b"}
+
+
+def test_a_layer_that_is_replaced_is_refreshed_where_it_is(
+    dialog: ExtractionDialog, wait: Any, sample: Path, tmp_path: Path
+) -> None:
+    layer = QgsRasterLayer(str(sample / "scene.tif"), "scene")
+    QgsProject.instance().addMapLayer(layer)
+    dialog.parameters.layers.check([layer])
+    dialog.parameters.model.file.setFilePath(str(sample / "model.onnx"))
+    dialog.parameters.output.setFilePath(str(tmp_path / "out.gpkg"))
+    dialog.start()
+    wait(finished(dialog), 30)
+    (shown,) = (node.layer() for node in QgsProject.instance().layerTreeRoot().findGroups()[0].findLayers())
+    assert shown.featureCount() == 5
+    dialog.parameters.overwrite.setChecked(True)
+    dialog.parameters.min_area.setValue(140)
+    dialog.start()
+    wait(finished(dialog), 30)
+    assert len(QgsProject.instance().layerTreeRoot().findGroups()) == 1
+    assert shown.featureCount() == len(list(shown.getFeatures())) < 5
+
+
+def test_an_error_appears_in_the_log_and_in_the_message_bar(ready: ExtractionDialog, engine: Any, wait: Any) -> None:
+    engine('start()\nsay("error", code="disk-full", message="Make <room>.")\nsys.exit(43)')
+    ready.start()
+    wait(finished(ready))
+    assert "Make <room>." in ready.log.toPlainText()
+    assert texts(ready.messages) == ["Make <room>."]
+    assert ready.messages.currentItem().level() == Qgis.MessageLevel.Critical
+
+
+def test_a_missing_environment_appears_with_its_remedy(ready: ExtractionDialog, engine: Any, wait: Any) -> None:
+    engine("").unlink()
+    ready.start()
+    wait(finished(ready))
+    assert "Options" in texts(ready.messages)[0]
+
+
+def test_an_extent_beside_the_raster_ends_the_run_with_its_message(
+    ready: ExtractionDialog, engine: Any, wait: Any
+) -> None:
+    engine("finish()")
+    set_extent(ready, QgsRectangle(1, 2, 3, 4))
+    ready.start()
+    wait(finished(ready))
+    assert "nothing in common with a" in texts(ready.messages)[0]
+
+
+def test_cancelling_ends_the_run_within_a_second(
+    ready: ExtractionDialog, engine: Any, wait: Any, tmp_path: Path
+) -> None:
+    engine("start()\ntime.sleep(30)")
+    ready.start()
+    wait(lambda: "CPUExecutionProvider" in ready.log.toPlainText())
+    begin = time.monotonic()
+    ready.cancel_button.click()
+    wait(finished(ready))
+    assert time.monotonic() - begin < 1.5
+    assert "cancelled" in texts(ready.messages)[0]
+    assert not (tmp_path / "out.gpkg").exists()
+    assert QgsProject.instance().layerTreeRoot().findGroups() == []
+
+
+def test_closing_the_dialog_leaves_the_run_to_qgis(
+    ready: ExtractionDialog, engine: Any, wait: Any, qgis_iface: Any
+) -> None:
+    engine("start()\ntime.sleep(0.5)\nfinish()")
+    ready.start()
+    ready.close()
+    assert not ready.isVisible()
+    assert "in the background" in qgis_iface.messageBar().get_messages(Qgis.MessageLevel.Info)[-1]
+    wait(finished(ready))
+    assert "3 buildings" in qgis_iface.messageBar().get_messages(Qgis.MessageLevel.Success)[-1]
+
+
+def test_discarding_the_dialog_ends_the_run(ready: ExtractionDialog, engine: Any, wait: Any) -> None:
+    engine("start()\ntime.sleep(30)")
+    ready.start()
+    wait(lambda: "CPUExecutionProvider" in ready.log.toPlainText())
+    begin = time.monotonic()
+    ready.discard()
+    assert time.monotonic() - begin < 1.5
+    wait(lambda: not ExtractionRun._alive)

@@ -1,0 +1,81 @@
+"""Which interpreter is taken, and what is said of one that does not serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qgis_iic.plugin import engine_environment, resource_paths, settings
+from qgis_iic.protocol.errors import EngineNotStarted
+
+
+@pytest.fixture
+def no_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As if the plugin were installed where no environment lies beside it."""
+    package = tmp_path / "plugins" / "qgis_iic"
+    monkeypatch.setattr(resource_paths, "PACKAGE", package)
+    return package
+
+
+def test_the_setting_comes_first(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = engine("")
+    monkeypatch.setenv(engine_environment.VARIABLE, "/elsewhere/python")
+    assert engine_environment.interpreter() == engine_environment.Interpreter(str(path), (3, 11, 2))
+
+
+def test_the_environment_variable_comes_second(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = engine("")
+    settings.set_engine_python("")
+    monkeypatch.setenv(engine_environment.VARIABLE, str(path))
+    assert engine_environment.interpreter().path == str(path)
+
+
+def test_the_environment_of_the_checkout_comes_third(engine: Any, no_checkout: Path) -> None:
+    path = engine("")
+    settings.set_engine_python("")
+    beside = no_checkout.parent / ".venv" / "engine" / "bin" / "python"
+    beside.parent.mkdir(parents=True)
+    beside.symlink_to(path)
+    assert engine_environment.interpreter().path == str(beside)
+
+
+def test_without_any_the_remedy_is_named(no_checkout: Path) -> None:
+    with pytest.raises(EngineNotStarted, match=r"Options.*QGIS_IIC_ENGINE_PYTHON.*pip install"):
+        engine_environment.interpreter()
+
+
+def test_a_chosen_interpreter_that_is_gone_is_not_passed_over() -> None:
+    settings.set_engine_python("/nowhere/python")
+    with pytest.raises(EngineNotStarted, match="/nowhere/python does not run"):
+        engine_environment.interpreter()
+
+
+def test_an_old_python_is_refused(engine: Any) -> None:
+    engine("", version=(3, 9, 1))
+    with pytest.raises(EngineNotStarted, match=r"Python 3\.9\.1; the engine needs 3\.11"):
+        engine_environment.interpreter()
+
+
+def test_missing_libraries_are_named(engine: Any) -> None:
+    engine("", missing=("rasterio", "shapely"))
+    with pytest.raises(EngineNotStarted, match=r"lacks rasterio, shapely.*pip install"):
+        engine_environment.interpreter()
+
+
+def test_a_program_that_is_no_python_is_refused() -> None:
+    with pytest.raises(EngineNotStarted, match="/bin/true does not run"):
+        engine_environment.check("/bin/true")
+
+
+def test_a_linked_plugin_finds_the_files_of_its_checkout(project_folder: Path) -> None:
+    assert resource_paths.root() == project_folder
+    for path in (resource_paths.icon(), resource_paths.style("buildings"), resource_paths.style("classes")):
+        assert Path(path).is_file()
+
+
+def test_an_installed_plugin_has_its_files_inside(no_checkout: Path) -> None:
+    (no_checkout / "resources").mkdir(parents=True)
+    assert resource_paths.root() == no_checkout
+    assert resource_paths.default_model() == str(no_checkout / "models" / "iic_rgb.onnx")

@@ -1,0 +1,212 @@
+"""Layers become paths, CRSs and windows of source pixels."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from osgeo import gdal
+from qgis.core import (
+    QgsCoordinateReferenceSystem,
+    QgsCoordinateTransform,
+    QgsCoordinateTransformContext,
+    QgsFeedback,
+    QgsProject,
+    QgsRasterLayer,
+    QgsRectangle,
+    QgsReferencedRectangle,
+)
+from qgis.PyQt.QtGui import QColor, QImage
+
+from qgis_iic.plugin import raster_export
+from qgis_iic.plugin.layer_source import Reading, read_layer, window_of
+from qgis_iic.protocol.errors import Cancelled, ModelInvalid, ModelNotFound, SourceUnsuitable, WindowOutside
+from qgis_iic.protocol.job import Source
+
+UTM45 = QgsCoordinateReferenceSystem("EPSG:32645")
+WGS84 = QgsCoordinateReferenceSystem("EPSG:4326")
+TRANSFORMS = QgsCoordinateTransformContext()
+
+_COS, _SIN = math.cos(math.radians(30)), math.sin(math.radians(30))
+NORTH_UP = (500000, 0.5, 0, 3000000, 0, -0.5)
+SOUTH_UP = (500000, 0.5, 0, 3000000, 0, 0.5)
+ROTATED = (500000, 0.5 * _COS, 0.5 * _SIN, 3000000, 0.5 * _SIN, -0.5 * _COS)
+
+
+def read(layer: QgsRasterLayer, extent: QgsReferencedRectangle | None = None, model: str = "") -> Reading:
+    assert layer.isValid()
+    return read_layer(layer, extent, model, TRANSFORMS)
+
+
+def corners(columns: tuple[float, float], rows: tuple[float, float]) -> list[tuple[float, float]]:
+    return [(column, row) for column in columns for row in rows]
+
+
+@pytest.mark.parametrize("geotransform", [NORTH_UP, SOUTH_UP, ROTATED], ids=["north-up", "south-up", "rotated"])
+@pytest.mark.parametrize(
+    ("columns", "rows", "window"),
+    [
+        ((0, 40), (0, 30), (0, 0, 40, 30)),  # the whole raster
+        ((5, 10), (6, 8), (5, 6, 5, 2)),  # on pixel edges, up to rounding
+        ((5.2, 9.8), (6.2, 7.8), (5, 6, 5, 2)),  # outwards to them
+        ((-7, 3), (20, 99), (0, 20, 3, 10)),  # cut to the raster
+        ((11.4, 11.6), (2.1, 2.2), (11, 2, 1, 1)),  # inside one pixel
+    ],
+)
+def test_window_of_points(geotransform: Any, columns: Any, rows: Any, window: Any) -> None:
+    points = [gdal.ApplyGeoTransform(list(geotransform), *corner) for corner in corners(columns, rows)]
+    assert window_of(points, geotransform, 40, 30) == window
+
+
+@pytest.mark.parametrize(("columns", "rows"), [((-9, 0), (0, 30)), ((40, 50), (0, 30)), ((0, 40), (30, 31))])
+def test_points_beside_the_raster(columns: Any, rows: Any) -> None:
+    points = [gdal.ApplyGeoTransform(list(NORTH_UP), *corner) for corner in corners(columns, rows)]
+    with pytest.raises(WindowOutside):
+        window_of(points, NORTH_UP, 40, 30)
+
+
+def test_a_degenerate_geotransform_is_refused() -> None:
+    with pytest.raises(WindowOutside, match="degenerate"):
+        window_of([(0, 0)], (0, 1, 1, 0, 1, 1), 40, 30)
+
+
+def test_a_file_is_read_whole_without_an_extent(raster: Any) -> None:
+    path = raster()
+    assert read(QgsRasterLayer(str(path), "town")) == Reading("town", Source(path=str(path)))
+
+
+def test_a_relative_path_becomes_absolute(raster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = raster()
+    monkeypatch.chdir(path.parent)
+    assert read(QgsRasterLayer(path.name, "town")).source.path == str(path)
+
+
+@pytest.mark.parametrize("geotransform", [NORTH_UP, SOUTH_UP, ROTATED], ids=["north-up", "south-up", "rotated"])
+def test_an_extent_in_the_same_crs_becomes_a_window_of_the_file(raster: Any, geotransform: Any) -> None:
+    layer = QgsRasterLayer(str(raster(geotransform=geotransform)), "town")
+    x, y = gdal.ApplyGeoTransform(list(geotransform), 12.5, 7.5)
+    extent = QgsReferencedRectangle(QgsRectangle(x - 0.1, y - 0.1, x + 0.1, y + 0.1), UTM45)
+    assert read(layer, extent).source.window == (12, 7, 1, 1)
+
+
+def test_an_extent_in_another_crs_covers_what_it_shows(raster: Any) -> None:
+    layer = QgsRasterLayer(str(raster()), "town")
+    inner = QgsRectangle(500005, 2999990, 500010, 2999995)
+    degrees = QgsCoordinateTransform(UTM45, WGS84, TRANSFORMS).transformBoundingBox(inner)
+    column, row, width, height = read(layer, QgsReferencedRectangle(degrees, WGS84)).source.window
+    assert (column, row, column + width, row + height) == pytest.approx((10, 10, 20, 20), abs=1)
+    assert (column, row) <= (10, 10)
+    assert column + width >= 20
+    assert row + height >= 20
+
+
+def test_an_extent_without_crs_counts_as_the_layer_s(raster: Any) -> None:
+    extent = QgsReferencedRectangle(QgsRectangle(500005, 2999990, 500010, 2999995), QgsCoordinateReferenceSystem())
+    assert read(QgsRasterLayer(str(raster()), "town"), extent).source.window == (10, 10, 10, 10)
+
+
+def test_an_extent_elsewhere_is_named_with_the_layer(raster: Any) -> None:
+    extent = QgsReferencedRectangle(QgsRectangle(0, 0, 1, 1), UTM45)
+    with pytest.raises(WindowOutside, match="in common with town"):
+        read(QgsRasterLayer(str(raster()), "town"), extent)
+
+
+def test_an_extent_of_the_whole_world_is_the_whole_raster(raster: Any) -> None:
+    extent = QgsReferencedRectangle(QgsRectangle(-180, -90, 180, 90), WGS84)
+    assert read(QgsRasterLayer(str(raster()), "town"), extent).source.window == (0, 0, 40, 30)
+
+
+def test_an_extent_inside_a_rotated_raster_s_frame_but_beside_its_pixels_is_refused(raster: Any) -> None:
+    layer = QgsRasterLayer(str(raster(geotransform=ROTATED)), "town")
+    frame = layer.extent()
+    corner = QgsRectangle(frame.xMinimum(), frame.yMinimum(), frame.xMinimum() + 0.5, frame.yMinimum() + 0.5)
+    with pytest.raises(WindowOutside, match="no pixel"):
+        read(layer, QgsReferencedRectangle(corner, UTM45))
+
+
+def test_an_extent_of_a_raster_without_georeferencing_is_refused(raster: Any) -> None:
+    extent = QgsReferencedRectangle(QgsRectangle(1, -2, 2, -1), QgsCoordinateReferenceSystem())
+    with pytest.raises(SourceUnsuitable, match="no georeferencing"):
+        read(QgsRasterLayer(str(raster(geotransform=None)), "plain"), extent)
+
+
+def test_the_crs_that_the_user_set_overrides_the_file_s(raster: Any) -> None:
+    layer = QgsRasterLayer(str(raster()), "town")
+    layer.setCrs(QgsCoordinateReferenceSystem("EPSG:32644"))
+    assert read(layer).source.crs == "EPSG:32644"
+
+
+def test_a_custom_crs_travels_as_wkt(raster: Any) -> None:
+    layer = QgsRasterLayer(str(raster()), "town")
+    layer.setCrs(QgsCoordinateReferenceSystem.fromProj("+proj=tmerc +lat_0=1 +lon_0=2 +datum=WGS84"))
+    assert "Transverse" in read(layer).source.crs
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> QgsRasterLayer:
+    """A map service whose every tile is the same orange."""
+    image = QImage(256, 256, QImage.Format.Format_RGB32)
+    image.fill(QColor(200, 100, 50))
+    image.save(str(tmp_path / "tile.png"))
+    url = (tmp_path / "tile.png").as_uri()
+    return QgsRasterLayer(f"type=xyz&url={url}&zmin=0&zmax=19", "service", "wms")
+
+
+def around(longitude: float, latitude: float, metres: float) -> QgsReferencedRectangle:
+    """A square on the ground, in the CRS of map services."""
+    mercator = QgsCoordinateReferenceSystem("EPSG:3857")
+    center = QgsCoordinateTransform(WGS84, mercator, TRANSFORMS).transform(longitude, latitude)
+    side = metres / math.cos(math.radians(latitude))
+    return QgsReferencedRectangle(QgsRectangle.fromCenterAndSize(center, side, side), mercator)
+
+
+def test_a_service_is_exported_with_the_model_s_pixels_on_the_ground(tiles: QgsRasterLayer, model: Path) -> None:
+    reading = read(tiles, around(85.5, 60.0, 100), str(model))
+    assert reading.source == Source(path=reading.export.path)
+    assert (reading.export.columns, reading.export.rows) == pytest.approx((200, 200), rel=0.01)
+    raster_export.write(reading.export, TRANSFORMS, QgsFeedback())
+    written = gdal.Open(reading.source.path)
+    assert written.RasterXSize == reading.export.columns
+    assert [written.GetRasterBand(band).ReadAsArray(100, 100, 1, 1)[0, 0] for band in (1, 2, 3)] == [200, 100, 50]
+
+
+def test_a_service_without_an_extent_asks_for_one(tiles: QgsRasterLayer, model: Path) -> None:
+    with pytest.raises(SourceUnsuitable, match="Choose an extent"):
+        read(tiles, None, str(model))
+
+
+@pytest.mark.parametrize(("content", "error"), [(None, ModelNotFound), (b"x", ModelInvalid)])
+def test_a_service_needs_a_model_that_says_its_pixel_size(
+    tiles: QgsRasterLayer, tmp_path: Path, content: bytes | None, error: type[Exception]
+) -> None:
+    path = tmp_path / "other.onnx"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(error):
+        read(tiles, around(85.5, 27.6, 100), str(path))
+
+
+def test_a_cancelled_export_is_cancelled(tiles: QgsRasterLayer, model: Path) -> None:
+    reading = read(tiles, around(85.5, 27.6, 100), str(model))
+    feedback = QgsFeedback()
+    feedback.cancel()
+    with pytest.raises(Cancelled):
+        raster_export.write(reading.export, TRANSFORMS, feedback)
+
+
+def test_an_export_that_can_t_be_written_is_named(tiles: QgsRasterLayer, model: Path) -> None:
+    reading = read(tiles, around(85.5, 27.6, 100), str(model))
+    Path(reading.export.path).mkdir()
+    with pytest.raises(SourceUnsuitable, match="service could not be fetched"):
+        raster_export.write(reading.export, TRANSFORMS, QgsFeedback())
+
+
+def test_a_raster_that_gdal_opens_with_options_only_is_exported_in_its_own_pixels(raster: Any, model: Path) -> None:
+    layer = QgsRasterLayer(f"{raster()}|option:NUM_THREADS=1", "town")
+    extent = QgsReferencedRectangle(QgsRectangle(500005, 2999990, 500010, 2999995), UTM45)
+    reading = read(layer, extent, str(model))
+    assert (reading.export.columns, reading.export.rows) == (10, 10)
+    raster_export.write(reading.export, QgsProject.instance().transformContext(), QgsFeedback())
+    assert gdal.Open(reading.source.path).GetGeoTransform() == (500005, 0.5, 0, 2999995, 0, -0.5)

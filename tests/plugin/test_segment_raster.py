@@ -1,0 +1,76 @@
+"""`iic:segmentraster`: parameters become a job, the engine's GeoTIFF becomes a layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qgis.core import (
+    QgsApplication,
+    QgsProcessingFeedback,
+    QgsProcessingOutputLayerDefinition,
+    QgsProject,
+    QgsSingleBandPseudoColorRenderer,
+)
+
+from qgis_iic.plugin.algorithms.segment_raster import SegmentRaster
+from qgis_iic.protocol.job import Job, Source
+
+
+@pytest.fixture
+def algorithm(provider: Any) -> Any:
+    return QgsApplication.processingRegistry().createAlgorithmById("iic:segmentraster")
+
+
+def test_every_parameter_reaches_the_job(provider: Any, context: Any, raster: Any) -> None:
+    path = raster()
+    parameters = {
+        "INPUT": str(path),
+        "MODEL": "/models/other.onnx",
+        "EXTENT": "500005,500010,2999990,2999995",
+        "BANDS": "1 2 3",
+        "PROVIDER": "cuda",
+        "TILE_SIZE": 128,
+        "OUTPUT": "/out/classes.tif",
+    }
+    algorithm = SegmentRaster()
+    algorithm.initAlgorithm()
+    assert algorithm.prepareAlgorithm(parameters, context, QgsProcessingFeedback())
+    assert replace(algorithm.job(parameters, context, algorithm._readings), id="0") == Job(
+        task="segment",
+        sources=(Source(path=str(path), bands=(1, 2, 3), window=(10, 10, 10, 10)),),
+        model="/models/other.onnx",
+        output="/out/classes.tif",
+        provider="cuda",
+        tile_size=128,
+        overwrite=True,
+        id="0",
+    )
+
+
+def test_an_output_of_another_kind_is_refused(algorithm: Any, context: Any, raster: Any) -> None:
+    valid, message = algorithm.checkParameterValues({"INPUT": str(raster()), "OUTPUT": "/out/classes.img"}, context)
+    assert not valid
+    assert ".tif" in message
+    assert context.layersToLoadOnCompletion() == {}
+
+
+def test_the_real_engine_writes_a_geotiff_that_is_loaded_with_its_style(
+    algorithm: Any, context: Any, sample: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "classes.tif"
+    feedback = QgsProcessingFeedback(False)
+    parameters = {
+        "INPUT": str(sample / "scene.tif"),
+        "MODEL": str(sample / "model.onnx"),
+        "OUTPUT": QgsProcessingOutputLayerDefinition(str(output), QgsProject.instance()),
+    }
+    results, succeeded = algorithm.run(parameters, context, feedback)
+    assert succeeded, feedback.textLog()
+    assert results == {"OUTPUT": str(output)}
+    assert list(context.layersToLoadOnCompletion()) == [str(output)]
+    (layer,) = (layer for layer in context.temporaryLayerStore().mapLayers().values() if layer.source() == str(output))
+    assert isinstance(layer.renderer(), QgsSingleBandPseudoColorRenderer)
+    assert (layer.renderer().inputBand(), layer.bandCount()) == (3, 3)
