@@ -1,0 +1,73 @@
+"""`iic evaluate`: how good a model is, beside the baselines with the same labels."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from qgis_iic.cli.run import PATH, named_errors
+
+
+@click.command(short_help="Scores a model beside the baselines.")
+@named_errors
+@click.argument("model", type=PATH)
+@click.option("--places", type=PATH, help="Protocol: what is matched on and scored on, such as models/places.toml.")
+@click.option("--data", type=PATH, help="Folder of imagery and labels of --places.  [default: the one that it names]")
+@click.option("--imagery", type=PATH, help="Instead of --places: raster to score on.")
+@click.option("--labels", type=PATH, help="Its footprint polygons, or a raster: 1 building, 0 not, 255 unlabelled.")
+@click.option("--area", type=PATH, help="Polygons within which all buildings have a footprint.")
+@click.option("--match-imagery", type=PATH, help="Raster to match on; it must not overlap what is scored.")
+@click.option("--match-labels", type=PATH, help="Its labels.  [default: only the mapping of MODEL is scored]")
+@click.option("--match-area", type=PATH, help="Polygons within which those footprints are complete.")
+@click.option("--report", type=PATH, help="JSON file for all figures.")
+@click.option("--record", is_flag=True, help="Store the figures in the metadata of MODEL.")
+@click.option("--card", type=PATH, help="Markdown card of MODEL; takes the figures in its metadata.")
+def command(
+    model: Path,
+    places: Path | None,
+    data: Path | None,
+    imagery: Path | None,
+    labels: Path | None,
+    area: Path | None,
+    match_imagery: Path | None,
+    match_labels: Path | None,
+    match_area: Path | None,
+    report: Path | None,
+    record: bool,
+    card: Path | None,
+) -> None:
+    """Prints pixel measures of MODEL and of the baselines on labelled ground that nothing was matched on.
+
+    From the regions to match on, 50 tiles of 64 x 64 pixels are drawn 5 times; figures are mean and standard deviation
+    over the draws. Takes some minutes and up to a few GB of memory with models/places.toml.
+    """
+    from dataclasses import replace
+
+    from qgis_iic.training.benchmark import run_benchmark
+    from qgis_iic.training.model_card import model_card, summary
+    from qgis_iic.training.model_file import read_model, write_model
+    from qgis_iic.training.places import Draws, Place, Protocol, load_protocol
+    from qgis_iic.training.regions import RegionSource
+
+    if places is not None:
+        protocol = load_protocol(places, data)
+    elif imagery is not None and labels is not None:
+        match = [RegionSource(match_imagery, match_labels, match_area)] if match_imagery and match_labels else []
+        place = Place(imagery.stem, tuple(match), (RegionSource(imagery, labels, area),))
+        protocol = Protocol((place,), "", Draws())
+    else:
+        raise click.UsageError("Name --places, or --imagery and --labels.")
+
+    proto, metadata = read_model(model)
+    figures = run_benchmark(model, metadata, protocol, lambda text: click.echo(text, file=sys.stderr))
+    click.echo(summary(figures))
+    if report is not None:
+        report.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    metadata = replace(metadata, metrics=figures)
+    if record:
+        write_model(proto, metadata, model)
+    if card is not None:
+        card.write_text(model_card(metadata, model.name), encoding="utf-8")

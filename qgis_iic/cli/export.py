@@ -1,0 +1,25 @@
+"""`iic export`: a checkpoint to a model file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qgis_iic.cli.run import PATH, named_errors
+
+
+@click.command(short_help="Model file of a training run.")
+@named_errors
+@click.argument("run", metavar="RUN_OR_CHECKPOINT", type=PATH)
+@click.option("--output", type=PATH, required=True, help="ONNX file to write; one that exists is replaced.")
+def command(run: Path, output: Path) -> None:
+    """Writes the model of a run as a self-describing fp32 ONNX file that takes raw pixels.
+
+    The graph is compared with the network before it is written. Its clusters are not matched to buildings yet: that is
+    what `iic match` does with a few labels.
+    """
+    from qgis_iic.training.export import export
+
+    metadata = export(run, output)
+    click.echo(f"Model: {output}, {metadata.clusters} clusters, {metadata.training['steps']} steps, not matched yet")

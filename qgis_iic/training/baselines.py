@@ -1,0 +1,188 @@
+"""What a network has to beat with the same labels: clusterings and linear classifiers on hand-made features.
+
+All of them see what the network sees: raw values on the working grid, and labels of the same tiles. Clusterings are
+fitted on pixels of the regions that are matched on, without their labels, and matched like the network's clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+
+from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
+from qgis_iic.training.labels import BACKGROUND, BUILDING, Labels
+from qgis_iic.training.network import STRIDE, IICNetwork
+from qgis_iic.training.regions import Region
+
+CLUSTERS = 24
+SCALES = (3, 7, 15, 31)
+"""Sides in pixels of the windows of mean and deviation: 1 to 9 m at 0.3 m."""
+SAMPLE = 30_000
+RANDOM_WIDTH = 0.25
+RANDOM_DILATIONS = (1, 1, 2, 2, 2, 2)
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Features:
+    """A way to describe each pixel.
+
+    Attributes:
+        name: for the table.
+        compute: float32 [F, H / stride, W / stride] of a region, rounded up.
+        stride: pixels per feature along each axis.
+    """
+
+    name: str
+    compute: Callable[[Region], Floats]
+    stride: int = 1
+
+
+def pixel_features(region: Region) -> Floats:
+    """The bands' values as they are."""
+    return region.values
+
+
+def multiscale_features(region: Region) -> Floats:
+    """Values, and their mean and deviation in windows of several sizes; pixels without data are weighted out."""
+    weight = region.valid.astype(np.float32)
+    values = region.values * weight
+    planes = [values]
+    for side in SCALES:
+        total = np.maximum(uniform_filter(weight, side), 1e-6)
+        mean = np.stack([uniform_filter(plane, side) for plane in values]) / total
+        square = np.stack([uniform_filter(plane**2, side) for plane in values]) / total
+        planes += [mean, np.sqrt(np.maximum(square - mean**2, 0))]
+    return np.concatenate(planes).astype(np.float32)
+
+
+PIXELS = Features("pixel values", pixel_features)
+MULTISCALE = Features("multi-scale mean and deviation", multiscale_features)
+
+
+def random_network(metadata: ModelMetadata, regions: Sequence[Region], seed: int) -> Features:
+    """The trunk at quarter width with random weights; batch normalisation takes its moments from `regions`."""
+    import torch
+
+    torch.manual_seed(seed)
+    network = IICNetwork(len(metadata.bands), RANDOM_WIDTH, RANDOM_DILATIONS, clusters=2, classes=2)
+    mean, std = (np.asarray(moment, np.float32)[:, None, None] for moment in (metadata.mean, metadata.std))
+
+    @torch.no_grad()
+    def compute(region: Region) -> Floats:
+        normalised = np.where(region.valid, (region.values - mean) / std, 0).astype(np.float32)
+        height, width = region.valid.shape
+        padded = np.pad(normalised, ((0, 0), (0, height % STRIDE), (0, width % STRIDE)))
+        features: Floats = network.trunk(torch.from_numpy(padded)[None])[0].numpy()
+        return features
+
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None  # cumulative: all regions count alike
+    network.train()
+    for region in regions:
+        compute(region)
+    network.eval()
+    return Features("random-weights network", compute, STRIDE)
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """Brings features to zero mean and unit deviation."""
+
+    mean: Floats
+    std: Floats
+
+    @classmethod
+    def of(cls, vectors: Floats) -> _Scaling:
+        return cls(vectors.mean(axis=0), np.maximum(vectors.std(axis=0), 1e-6))
+
+    def __call__(self, vectors: Floats) -> Floats:
+        return ((vectors - self.mean) / self.std).astype(np.float32)
+
+
+class KMeansClustering:
+    """k-means on features, fitted on a sample of the pixels of some regions.
+
+    Args:
+        features: see `Features`.
+        regions: to fit on; their labels are not used.
+        seed: of the sample and the first centres.
+        clusters: k.
+    """
+
+    def __init__(self, features: Features, regions: Sequence[Region], seed: int, clusters: int = CLUSTERS) -> None:
+        from sklearn.cluster import KMeans
+
+        self.features = features
+        random = np.random.default_rng(seed)
+        total = sum(int(region.valid.sum()) for region in regions)
+        sample = np.concatenate(
+            [
+                _sample(
+                    features.compute(region),
+                    region.valid[:: features.stride, :: features.stride],
+                    SAMPLE * int(region.valid.sum()) // total,
+                    random,
+                )
+                for region in regions
+                if region.valid.any()
+            ]
+        )
+        self._scaling = _Scaling.of(sample)
+        self.count = min(clusters, len(sample))
+        self._means = KMeans(self.count, n_init=1, random_state=seed).fit(self._scaling(sample))
+
+    def clusters(self, region: Region) -> NDArray[np.uint8]:
+        """uint8 [H, W], 255 where not valid."""
+        features = self.features.compute(region)
+        found = self._means.predict(self._scaling(features.reshape(len(features), -1).T)).astype(np.uint8)
+        plane = found.reshape(features.shape[1:])
+        stride = self.features.stride
+        height, width = region.valid.shape
+        fine = plane.repeat(stride, axis=0).repeat(stride, axis=1)[:height, :width]
+        return np.where(region.valid, fine, NODATA).astype(np.uint8)
+
+
+def _sample(features: Floats, where: NDArray[np.bool_], count: int, random: np.random.Generator) -> Floats:
+    """`count` feature vectors, float32 [n, F], of the pixels in `where`; all of them where there are fewer."""
+    places = np.flatnonzero(where)
+    chosen = random.choice(places, size=min(count, len(places)), replace=False)
+    return features.reshape(len(features), -1)[:, chosen].T
+
+
+class LogisticClassifier:
+    """Logistic regression on features, fitted on labelled pixels.
+
+    Args:
+        features: float32 [F, H, W] of each region.
+        labels: uint8 [H, W] of each region; pixels that are to be left out are unlabelled.
+        seed: of the sample.
+    """
+
+    def __init__(self, features: Sequence[Floats], labels: Sequence[Labels], seed: int) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        random = np.random.default_rng(seed)
+        vectors, targets = [], []
+        for target in (BACKGROUND, BUILDING):
+            counts = [int((plane == target).sum()) for plane in labels]
+            total = sum(int((plane == BACKGROUND).sum() + (plane == BUILDING).sum()) for plane in labels)
+            for values, plane, count in zip(features, labels, counts, strict=True):
+                vectors.append(_sample(values, plane == target, -(-SAMPLE * count // total), random))
+                targets.append(np.full(len(vectors[-1]), target))
+        sample = np.concatenate(vectors)
+        self._scaling = _Scaling.of(sample)
+        model = LogisticRegression(max_iter=300).fit(self._scaling(sample), np.concatenate(targets))
+        self._weights, self._bias = model.coef_[0].astype(np.float32), float(model.intercept_[0])
+
+    def predict(self, features: Floats) -> NDArray[np.bool_]:
+        """Building or not, bool [H, W]."""
+        scores = self._scaling(features.reshape(len(features), -1).T) @ self._weights + self._bias
+        found: NDArray[np.bool_] = (scores > 0).reshape(features.shape[1:])
+        return found

@@ -1,0 +1,247 @@
+"""The training configuration: a TOML file, checked before anything is read or computed.
+
+Every checkpoint holds its configuration, and so does the model that is exported from it.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
+from qgis_iic.protocol.model_metadata import NODATA
+from qgis_iic.training.network import CHANNELS, STRIDE
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """See `network.IICNetwork`."""
+
+    width: float = 0.25
+    dilations: tuple[int, ...] = (1, 1, 2, 2, 2, 2)
+    clusters: int = 48
+    classes: int = 3
+
+    def __post_init__(self) -> None:
+        _require(0 < self.width <= 4, "network.width must be above 0 and at most 4")
+        _require(len(self.dilations) == len(CHANNELS), f"network.dilations must be {len(CHANNELS)} numbers")
+        _require(all(d >= 1 for d in self.dilations), "network.dilations must be 1 or more")
+        _require(2 <= self.clusters <= NODATA, f"network.clusters must be 2 to {NODATA}")
+        _require(2 <= self.classes <= NODATA, f"network.classes must be 2 to {NODATA}")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """See `iic_loss` and `network.Decoder`.
+
+    Attributes:
+        displacement: half-width d of the square of displacements, in pixels of the features: the loss is taken at
+            half resolution, so that d = 4 reaches 8 pixels of the chip, at a quarter of the cost.
+        displacements_per_step: how many of them each step draws, (0, 0) always among them.
+        lambda_clusters, lambda_classes: weight of the marginal entropies in the loss of either head.
+        reconstruction_weight: of the mean squared error of the rebuilt normalised chip; 0 trains the plain objective.
+    """
+
+    displacement: int = 4
+    displacements_per_step: int = 12
+    lambda_clusters: float = 1.5
+    lambda_classes: float = 1.5
+    reconstruction_weight: float = 3.0
+
+    def __post_init__(self) -> None:
+        _require(self.displacement >= 0, "objective.displacement must be 0 or more")
+        _require(self.displacements_per_step >= 1, "objective.displacements_per_step must be 1 or more")
+        for name in ("lambda_clusters", "lambda_classes"):
+            _require(getattr(self, name) >= 1, f"objective.{name} must be 1 or more")
+        _require(self.reconstruction_weight >= 0, "objective.reconstruction_weight must be 0 or more")
+
+
+@dataclass(frozen=True)
+class OptimisationConfig:
+    """How long and how fast.
+
+    Attributes:
+        steps: in all; training also ends with the minutes given on the command line.
+        learning_rate: of Adam.
+        chips: per step; the joint is a statistic of all of them together.
+        chip_size: side of a chip in pixels.
+        jitter: strength of the photometric jitter, see `pairs.jitter_colours`.
+        least_usable: share of a chip's pixels that must be usable for it to be drawn.
+        checkpoint_minutes: time between checkpoints.
+        collapse_patience: steps in a row without information that end the training.
+    """
+
+    steps: int = 1500
+    learning_rate: float = 7e-4
+    chips: int = 12
+    chip_size: int = 128
+    jitter: float = 0.1
+    least_usable: float = 0.25
+    checkpoint_minutes: float = 3.0
+    collapse_patience: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "chips", "learning_rate", "collapse_patience", "checkpoint_minutes"):
+            _require(getattr(self, name) > 0, f"optimisation.{name} must be positive")
+        _require(self.chip_size >= 16, "optimisation.chip_size must be 16 or more")
+        _require(self.chip_size % (2 * STRIDE) == 0, f"optimisation.chip_size must be a multiple of {2 * STRIDE}")
+        _require(0 <= self.jitter < 1, "optimisation.jitter must be 0 or more and below 1")
+        _require(0 < self.least_usable <= 1, "optimisation.least_usable must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class ImagerySource:
+    """Rasters of one place.
+
+    Attributes:
+        path: below the data folder; `*` and `?` name several rasters.
+        bands: 1-based, in the order of the configuration's band names.
+        share: of the chips that come from here, relative to the other sources.
+        place, licence, attribution: for the model's card.
+    """
+
+    path: str
+    bands: tuple[int, ...]
+    share: float = 1.0
+    place: str = ""
+    licence: str = ""
+    attribution: str = ""
+
+    def files(self, data: Path) -> list[Path]:
+        """Raises SourceNotFound where the folder holds no such raster."""
+        found = sorted(data.glob(self.path))
+        if not found:
+            raise SourceNotFound(f"There is no imagery {self.path} in {data}. Name the folder that holds it: --data.")
+        return found
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """All of it.
+
+    Attributes:
+        name: of the model.
+        seed: of the weights' first values, the chips, the views and the displacements.
+        data: folder of the imagery, relative to the configuration file.
+        bands: names, in input order.
+        gsd: ground sampling distance that all imagery is brought to, in metres.
+        gsd_range: ground sampling distances, in metres, at which the model takes rasters as they are.
+    """
+
+    name: str
+    data: str
+    bands: tuple[str, ...]
+    imagery: tuple[ImagerySource, ...]
+    seed: int = 0
+    gsd: float = 0.3
+    gsd_range: tuple[float, float] = (0.2, 0.45)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
+
+    def __post_init__(self) -> None:
+        _require(1 <= len(self.bands) <= 8, "bands must name 1 to 8 bands")
+        _require(len(self.gsd_range) == 2, "gsd_range must be two numbers")
+        _require(0 < self.gsd_range[0] <= self.gsd <= self.gsd_range[1], "gsd must lie in gsd_range")
+        _require(len(self.imagery) > 0, "there must be at least one [[imagery]]")
+        for source in self.imagery:
+            _require(len(source.bands) == len(self.bands), f"{source.path} must name {len(self.bands)} bands")
+            _require(source.share > 0, f"the share of {source.path} must be positive")
+        _require(
+            self.objective.displacement * STRIDE < self.optimisation.chip_size // 2,
+            "objective.displacement must stay below a quarter of the chip",
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain data that `from_record` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> TrainingConfig:
+        """Raises JobInvalid for unknown, missing or ill-typed entries and for broken rules."""
+        sections: dict[str, Any] = dict(record)
+        for name, kind in (
+            ("network", NetworkConfig),
+            ("objective", ObjectiveConfig),
+            ("optimisation", OptimisationConfig),
+        ):
+            sections[name] = _section(kind, sections.get(name, {}), f"{name}.")
+        sources = sections.get("imagery", ())
+        _require(isinstance(sources, list | tuple), "imagery must be written as [[imagery]]")
+        sections["imagery"] = tuple(_section(ImagerySource, source, "imagery.") for source in sources)
+        return _section(cls, sections, "")
+
+
+def load_config(path: Path, data: Path | None = None) -> TrainingConfig:
+    """Reads and checks a configuration file.
+
+    Args:
+        path: of the TOML file.
+        data: folder of the imagery, instead of the one that the file names.
+
+    Raises:
+        JobInvalid: not TOML, or a rule is broken.
+        SourceNotFound: there is no such file.
+    """
+    try:
+        record = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SourceNotFound(f"There is no training configuration at {path}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobInvalid(f"{path} is not a TOML file: {error}.") from error
+    if data is not None:
+        record["data"] = str(data)
+    _require("data" in record, "it must name the folder `data`")
+    record["data"] = str((path.parent / str(record["data"])).resolve())
+    return TrainingConfig.from_record(record)
+
+
+def _section(kind: type[Section], record: Any, prefix: str) -> Section:
+    """A dataclass of plain data: arrays become tuples, and numbers must be numbers."""
+    _require(isinstance(record, Mapping), f"`{prefix or 'the file'}` must be a table")
+    declared: dict[str, Any] = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(record.keys() - declared.keys())
+    _require(not unknown, f"it has unknown entries: {', '.join(prefix + name for name in unknown)}")
+    missing = [
+        prefix + name
+        for name, entry in declared.items()
+        if name not in record and entry.default is MISSING and entry.default_factory is MISSING
+    ]
+    _require(not missing, f"it lacks {', '.join(missing)}")
+    for name, value in record.items():
+        check = _TYPES.get(str(declared[name].type))
+        _require(check is None or check(value), f"{prefix}{name} has a value of the wrong type: {value!r}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _all(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(map(check, value))
+
+
+_TYPES: dict[str, Callable[[object], bool]] = {
+    "int": _is_whole,
+    "float": _is_number,
+    "str": lambda value: isinstance(value, str),
+    "tuple[int, ...]": _all(_is_whole),
+    "tuple[float, float]": _all(_is_number),
+    "tuple[str, ...]": _all(lambda value: isinstance(value, str)),
+}
+
+
+def _require(condition: bool, rule: str) -> None:
+    if not condition:
+        raise JobInvalid(f"The training configuration breaks a rule: {rule}.")

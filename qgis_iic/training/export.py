@@ -1,0 +1,274 @@
+"""From a checkpoint to an ONNX model that takes raw pixels and gives clusters, classes and building probabilities.
+
+The graph is rewritten exactly: batch normalisation and the division by the deviation fold into the convolutions, the
+two heads become one 1x1 convolution in front of one upsampling, and no softmax stands before an argmax. Only the mean
+stays a subtraction of its own: the convolutions pad with zeros, and zero has to be the mean there too.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from qgis_iic.protocol.errors import ModelInvalid
+from qgis_iic.protocol.model_metadata import (
+    BUILDING_CLUSTERS_INPUT,
+    CLASS_OUTPUT,
+    CLUSTER_OUTPUT,
+    IMAGE_INPUT,
+    OUTPUTS,
+    PROBABILITY_OUTPUT,
+    PROBABILITY_SCALE,
+    ModelMetadata,
+)
+from qgis_iic.training.checkpoint import Checkpoint, load_checkpoint, restore_network
+from qgis_iic.training.config import TrainingConfig
+from qgis_iic.training.imagery import DTYPE, Moments
+from qgis_iic.training.model_file import weights_checksum, write_model
+from qgis_iic.training.network import STRIDE, IICNetwork, Logits, halo, predict_logits
+
+OPSET = 17
+IR_VERSION = 8
+TILE_SIZE = 650
+LOGITS = "logits"
+PARITY = 1e-3
+"""Largest difference of logits between torch and ONNX Runtime, relative to the deviation of the logits."""
+
+Weights = NDArray[np.float32]
+
+
+def export(checkpoint_path: Path, output: Path) -> ModelMetadata:
+    """Writes the model of a checkpoint or of a run's folder, unmatched, after showing that it computes the same.
+
+    Raises:
+        ModelNotFound, ModelInvalid: see `checkpoint.load_checkpoint`; also where the graph differs from the network.
+        OutputNotWritable: see `model_file.write_model`.
+    """
+    checkpoint = load_checkpoint(checkpoint_path)
+    network, config = restore_network(checkpoint)
+    model = build_model(network, checkpoint.moments)
+    check_parity(model, network, checkpoint.moments)
+    metadata = describe(checkpoint, config, weights_checksum(model))
+    write_model(model, metadata, output)
+    return metadata
+
+
+def describe(checkpoint: Checkpoint, config: TrainingConfig, checksum: str) -> ModelMetadata:
+    """The model's metadata before matching."""
+    mean, std = checkpoint.moments
+    settings = config.to_record()
+    del settings["data"]  # a folder of the machine that trained
+    return ModelMetadata(
+        name=config.name,
+        bands=config.bands,
+        gsd=config.gsd,
+        gsd_range=config.gsd_range,
+        dtype=DTYPE,
+        mean=mean,
+        std=std,
+        tile_size=TILE_SIZE,
+        halo=halo(config.network.dilations),
+        stride=STRIDE,
+        clusters=config.network.clusters,
+        classes=config.network.classes,
+        training={
+            "imagery": [asdict(source) for source in config.imagery],
+            "config": settings,
+            "steps": checkpoint.step,
+            "seconds": round(checkpoint.seconds),
+            "seed": config.seed,
+            "last_step": checkpoint.measures,
+        },
+        versions={
+            "qgis_iic": version("qgis-iic"),
+            "torch": version("torch"),
+            "onnx": version("onnx"),
+            "python": platform.python_version(),
+        },
+        weights_sha256=checksum,
+    )
+
+
+def build_model(network: IICNetwork, moments: Moments) -> onnx.ModelProto:
+    """The ONNX graph of a trained network; names and types as `protocol.model_metadata` states them."""
+    mean, std = (np.asarray(moment, np.float32) for moment in moments)
+    classes, clusters = network.class_head.out_channels, network.cluster_head.out_channels
+    constants: dict[str, NDArray[np.generic]] = {
+        "mean": mean[:, None, None],
+        "upsampling": np.array([1, 1, STRIDE, STRIDE], np.float32),
+        "head_sizes": np.array([classes, clusters], np.int64),
+        "mapping_shape": np.array([1, clusters, 1, 1], np.int64),
+        "all_clusters": np.ones((1, clusters, 1, 1), np.float32),
+        "probability_scale": np.array(PROBABILITY_SCALE, np.float32),
+        "zero": np.array(0, np.float32),
+        "channel_axis": np.array([1], np.int64),
+        BUILDING_CLUSTERS_INPUT: np.zeros(clusters, np.float32),
+    }
+    nodes = [helper.make_node("Sub", [IMAGE_INPUT, "mean"], ["centred"])]
+    nodes += _trunk_nodes(network, std, constants)
+    nodes += _head_nodes(network, constants)
+    nodes += _output_nodes()
+    graph = helper.make_graph(
+        nodes,
+        "iic",
+        [
+            helper.make_tensor_value_info(IMAGE_INPUT, TensorProto.FLOAT, ["N", len(mean), "H", "W"]),
+            helper.make_tensor_value_info(BUILDING_CLUSTERS_INPUT, TensorProto.FLOAT, [clusters]),
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", "H", "W"]) for name in OUTPUTS],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="qgis_iic"
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
+def _trunk_nodes(
+    network: IICNetwork, std: Weights, constants: dict[str, NDArray[np.generic]]
+) -> Iterator[onnx.NodeProto]:
+    """From `centred` to `features`; the folded weights are added to `constants`."""
+    current = "centred"
+    scale = 1 / std
+    layers = list(network.trunk)
+    for index, layer in enumerate(layers):
+        name = f"layer{index}"
+        if isinstance(layer, nn.Conv2d):
+            normalisation = layers[index + 1]
+            assert isinstance(normalisation, nn.BatchNorm2d)
+            weight, bias = fold(layer, normalisation)
+            constants[f"{name}.weight"] = weight * scale[:, None, None]
+            constants[f"{name}.bias"] = bias
+            scale = np.ones(layer.out_channels, np.float32)
+            yield helper.make_node(
+                "Conv",
+                [current, f"{name}.weight", f"{name}.bias"],
+                [name],
+                kernel_shape=list(layer.kernel_size),
+                dilations=list(layer.dilation),
+                pads=[int(side) for side in layer.padding] * 2,
+            )
+        elif isinstance(layer, nn.ReLU):
+            name = "features" if index == len(layers) - 1 else name
+            yield helper.make_node("Relu", [current], [name])
+        elif isinstance(layer, nn.MaxPool2d):
+            yield helper.make_node("MaxPool", [current], [name], kernel_shape=[STRIDE] * 2, strides=[STRIDE] * 2)
+        else:
+            continue
+        current = name
+
+
+def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> tuple[Weights, Weights]:
+    """Weight and bias of the one convolution that equals both layers in evaluation mode; summed in float64."""
+    mean, variance = normalisation.running_mean, normalisation.running_var
+    assert mean is not None
+    assert variance is not None
+    gain = normalisation.weight.detach().double() / (variance.double() + normalisation.eps).sqrt()
+    weight = convolution.weight.detach().double() * gain[:, None, None, None]
+    bias = normalisation.bias.detach().double() - gain * mean.double()
+    return weight.numpy().astype(np.float32), bias.numpy().astype(np.float32)
+
+
+def _head_nodes(network: IICNetwork, constants: dict[str, NDArray[np.generic]]) -> list[onnx.NodeProto]:
+    """From `features` to the full-resolution logits of both heads, main head first."""
+    heads = (network.class_head, network.cluster_head)
+    constants["heads.weight"] = np.concatenate([head.weight.detach().numpy() for head in heads])
+    constants["heads.bias"] = np.concatenate([_bias(head) for head in heads])
+    return [
+        helper.make_node("Conv", ["features", "heads.weight", "heads.bias"], ["coarse_logits"], kernel_shape=[1, 1]),
+        helper.make_node(
+            "Resize",
+            ["coarse_logits", "", "upsampling"],
+            [LOGITS],
+            mode="linear",
+            coordinate_transformation_mode="half_pixel",
+        ),
+        helper.make_node("Split", [LOGITS, "head_sizes"], ["class_logits", "cluster_logits"], axis=1),
+    ]
+
+
+def _bias(head: nn.Conv2d) -> Weights:
+    assert head.bias is not None
+    values: Weights = head.bias.detach().numpy()
+    return values
+
+
+def _output_nodes() -> list[onnx.NodeProto]:
+    """From the logits to the three outputs.
+
+    The building probability is the softmax summed over the building clusters. It is written as exponentials and one
+    1x1 convolution with two kernels, the mapping for the numerator and ones for the denominator: a Softmax over
+    channels transposes twice and took longer than all of the network.
+    """
+    nodes = []
+    for output, logits in ((CLUSTER_OUTPUT, "cluster_logits"), (CLASS_OUTPUT, "class_logits")):
+        nodes.append(helper.make_node("ArgMax", [logits], [f"{output}_number"], axis=1, keepdims=0))
+        nodes.append(helper.make_node("Cast", [f"{output}_number"], [output], to=TensorProto.UINT8))
+    return [
+        *nodes,
+        helper.make_node("ReduceMax", ["cluster_logits"], ["largest"], axes=[1], keepdims=1),
+        helper.make_node("Sub", ["cluster_logits", "largest"], ["shifted"]),
+        helper.make_node("Exp", ["shifted"], ["exponentials"]),
+        helper.make_node("Reshape", [BUILDING_CLUSTERS_INPUT, "mapping_shape"], ["mapping"]),
+        helper.make_node("Concat", ["mapping", "all_clusters"], ["kernels"], axis=0),
+        helper.make_node("Conv", ["exponentials", "kernels"], ["sums"], kernel_shape=[1, 1]),
+        helper.make_node("Split", ["sums"], ["building_sum", "whole_sum"], axis=1),
+        helper.make_node("Div", ["building_sum", "whole_sum"], ["share"]),
+        helper.make_node("Squeeze", ["share", "channel_axis"], ["probability"]),
+        helper.make_node("Mul", ["probability", "probability_scale"], ["scaled"]),
+        helper.make_node("Clip", ["scaled", "zero", "probability_scale"], ["clipped"]),  # a sum may end at 1 + 1e-7
+        helper.make_node("Round", ["clipped"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], [PROBABILITY_OUTPUT], to=TensorProto.UINT8),
+    ]
+
+
+def run_logits(model: onnx.ModelProto, image: Weights) -> Logits:
+    """Full-resolution logits that ONNX Runtime computes for raw pixels, float32 [N, bands, H, W]."""
+    import onnxruntime
+
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    opened.graph.output.append(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", "K", "H", "W"]))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it would warn of the initializer that can be overridden, which is meant
+    session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    logits = torch.from_numpy(session.run([LOGITS], {IMAGE_INPUT: image})[0])
+    sizes = next(entry for entry in model.graph.initializer if entry.name == "head_sizes")
+    return Logits(*torch.split(logits, numpy_helper.to_array(sizes).tolist(), dim=1))
+
+
+def check_parity(
+    model: onnx.ModelProto,
+    network: IICNetwork,
+    moments: Moments,
+    shapes: tuple[tuple[int, int, int], ...] = ((1, 64, 64), (3, 46, 82)),
+) -> None:
+    """Compares the logits of random images of the model's value range, batches of [N, H, W] in `shapes`.
+
+    Raises:
+        ModelInvalid: they differ by more than rounding explains.
+    """
+    random = np.random.default_rng(0)
+    mean, std = (np.asarray(moment, np.float32)[:, None, None] for moment in moments)
+    for count, height, width in shapes:
+        normalised = random.standard_normal((count, len(mean), height, width)).astype(np.float32)
+        expected = predict_logits(network, torch.from_numpy(normalised))
+        found = run_logits(model, normalised * std + mean)
+        for wanted, got in zip(expected, found, strict=True):
+            difference = float((wanted - got).abs().max() / wanted.std().clamp(min=1e-6))
+            if not difference < PARITY:
+                raise ModelInvalid(
+                    f"The exported graph differs from the network by {difference:.2g} deviations of its logits: "
+                    "it was not written. This is a defect of the export."
+                )

@@ -1,0 +1,54 @@
+"""Model files: an ONNX graph and, in its properties, what `protocol.model_metadata` says of it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from qgis_iic.protocol.errors import ModelInvalid, ModelNotFound, OutputNotWritable
+from qgis_iic.protocol.model_metadata import ModelMetadata
+
+
+def read_model(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
+    """The model and its metadata.
+
+    Raises:
+        ModelNotFound: there is no such file.
+        ModelInvalid: not an ONNX model, or one without metadata.
+    """
+    try:
+        model = onnx.load(path)
+    except FileNotFoundError as error:
+        raise ModelNotFound(f"There is no model at {path}.") from error
+    except (DecodeError, OSError) as error:
+        raise ModelInvalid(f"{path} is not an ONNX model: {error}.") from error
+    return model, ModelMetadata.from_properties({entry.key: entry.value for entry in model.metadata_props})
+
+
+def write_model(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
+    """Writes graph and metadata under a temporary name, then renames.
+
+    The metadata replace the model's earlier ones; the graph is written as it is.
+
+    Raises:
+        OutputNotWritable: the folder is missing, full or not writable.
+    """
+    written = onnx.ModelProto()
+    written.CopyFrom(model)
+    del written.metadata_props[:]
+    onnx.helper.set_model_props(written, metadata.to_properties())
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.write_bytes(written.SerializeToString())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputNotWritable(f"The model {path} can't be written: {error}.") from error
+
+
+def weights_checksum(model: onnx.ModelProto) -> str:
+    """SHA-256 of the graph, weights included and metadata not, in hexadecimal."""
+    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()

@@ -1,0 +1,113 @@
+"""The benchmark protocol: a TOML file that says, place by place, what is matched on and what is scored on."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
+from qgis_iic.training.regions import RegionSource
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How tiles are drawn from the regions to match on.
+
+    Attributes:
+        count: of draws.
+        tiles: in each draw.
+        tile_size: side in working pixels.
+    """
+
+    count: int = 5
+    tiles: int = 50
+    tile_size: int = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Regions of one place to match on and to score on, with a gap between them."""
+
+    name: str
+    match: tuple[RegionSource, ...]
+    score: tuple[RegionSource, ...]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A benchmark.
+
+    Attributes:
+        places: each is matched and scored on its own ground.
+        cross: name of the place that all others are also scored with, matched on its ground alone.
+        draws: of tiles to match on.
+        note: what a reader of the figures should know of these places.
+    """
+
+    places: tuple[Place, ...]
+    cross: str
+    draws: Draws
+    note: str = ""
+
+    def settings(self) -> Iterator[tuple[str, Place, Place]]:
+        """Name, place to match on, place to score on."""
+        for place in self.places:
+            yield place.name, place, place
+        for origin in self.places:
+            if origin.name == self.cross:
+                for place in self.places:
+                    if place is not origin:
+                        yield f"{origin.name} to {place.name}", origin, place
+
+
+def load_protocol(path: Path, data: Path | None = None) -> Protocol:
+    """Reads a protocol.
+
+    Args:
+        path: TOML file with `data`, `cross`, `note`, a table [draws] and tables [[place]] with arrays `match` and
+            `score` of {imagery, labels, area, window}; paths are below `data`, which is relative to the file.
+        data: folder of imagery and labels instead of the file's own.
+
+    Raises:
+        SourceNotFound: there is no such file.
+        JobInvalid: it is not TOML, or an entry is missing, unknown or ill-typed.
+    """
+    try:
+        record = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SourceNotFound(f"There is no protocol at {path}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobInvalid(f"{path} is not a TOML file: {error}.") from error
+    try:
+        folder = (data or path.parent / record["data"]).resolve()
+        places = tuple(_place(place, folder) for place in record["place"])
+        cross = record.get("cross", "")
+        if cross not in {"", *(place.name for place in places)}:
+            raise JobInvalid(f"The protocol {path} names no place {cross}.")
+        return Protocol(places, cross, Draws(**record.get("draws", {})), str(record.get("note", "")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise JobInvalid(f"The protocol {path} has a missing, unknown or ill-typed entry: {error}.") from error
+
+
+def _place(record: dict[str, Any], folder: Path) -> Place:
+    return Place(
+        record["name"],
+        tuple(_region(region, folder) for region in record["match"]),
+        tuple(_region(region, folder) for region in record["score"]),
+    )
+
+
+def _region(record: dict[str, Any], folder: Path) -> RegionSource:
+    unknown = record.keys() - {"imagery", "labels", "area", "window"}
+    if unknown:
+        raise ValueError(f"unknown {', '.join(sorted(unknown))}")
+    return RegionSource(
+        imagery=folder / record["imagery"],
+        labels=folder / record["labels"],
+        area=folder / record["area"] if "area" in record else None,
+        window=Window(*record["window"]) if "window" in record else None,
+    )

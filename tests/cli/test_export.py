@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from qgis_iic.cli.main import main
+from qgis_iic.training.config import load_config
+from qgis_iic.training.train import train
+from tests.training.scenes import write_config, write_village
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_village(tmp_path)
+    train(load_config(write_config(tmp_path, steps="1")), tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", [".", "checkpoint.pt"])
+def test_export_of_a_run_or_a_checkpoint(run: Path, name: str) -> None:
+    model = run / "tiny.onnx"
+    done = CliRunner().invoke(main, ["export", str(run / name), "--output", str(model)])
+    assert done.exit_code == 0, done.output
+    assert "6 clusters, 1 steps, not matched yet" in done.output
+    told = CliRunner().invoke(main, ["info", str(model)])
+    assert '"name": "tiny"' in told.output
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
+    failed = CliRunner().invoke(main, ["export", str(tmp_path), "--output", str(tmp_path / "m.onnx")])
+    assert failed.exit_code == 20
+    assert "iic train" in failed.output
+    assert not (tmp_path / "m.onnx").exists()

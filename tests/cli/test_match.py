@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from shapely.geometry import box
+
+from qgis_iic.cli.main import main
+from qgis_iic.training.model_file import read_model
+from tests.onnx_models import brightness_model
+from tests.rasters import NORTH_UP, town, write_raster
+
+ROOFS = [(10, 10, 20, 20), (50, 40, 16, 30)]
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    brightness_model(tmp_path / "model.onnx", building_clusters=None)
+    return write_raster(tmp_path / "town.tif", town(96, 96, ROOFS))
+
+
+def polygons(path: Path, boxes: list[tuple[int, int, int, int]]) -> Path:
+    """Rectangles (column, row, width, height) of the scene's pixels."""
+    x, y = NORTH_UP.c, NORTH_UP.f
+    geometry = [
+        box(x + 0.3 * col, y - 0.3 * (row + height), x + 0.3 * (col + width), y - 0.3 * row)
+        for col, row, width, height in boxes
+    ]
+    geopandas.GeoDataFrame(geometry=geometry, crs="EPSG:32645").to_file(path)
+    return path
+
+
+def invoke(scene: Path, *options: object) -> tuple[int, str]:
+    model, output = scene.with_name("model.onnx"), scene.with_name("matched.onnx")
+    arguments = ["match", str(model), "--imagery", str(scene), "--output", str(output), *map(str, options)]
+    done = CliRunner().invoke(main, arguments)
+    return done.exit_code, done.output
+
+
+def test_footprints_and_an_area(scene: Path, tmp_path: Path) -> None:
+    footprints = polygons(tmp_path / "footprints.geojson", ROOFS[:1])
+    area = polygons(tmp_path / "area.geojson", [(0, 0, 40, 40)])
+    status, output = invoke(scene, "--labels", footprints, "--area", area)
+    assert status == 0, output
+    assert "Building clusters: 3\n" in output
+    assert "IoU 1.000, accuracy 1.000" in output
+    _, metadata = read_model(tmp_path / "matched.onnx")
+    assert metadata.building_clusters == (3,)
+    assert metadata.matching["labels"] == [
+        {"imagery": "town.tif", "labels": "footprints.geojson", "area": "area.geojson"}
+    ]
+
+
+def test_a_label_raster(scene: Path, tmp_path: Path) -> None:
+    labels = (town(96, 96, ROOFS)[:1] == 220).astype(np.uint8)
+    path = write_raster(tmp_path / "labels.tif", labels, nodata=255)
+    status, output = invoke(scene, "--labels", path, "--objective", "accuracy")
+    assert status == 0, output
+    assert read_model(tmp_path / "matched.onnx")[1].matching["objective"] == "accuracy"
+
+
+def test_footprints_alone_are_refused_with_the_remedy(scene: Path, tmp_path: Path) -> None:
+    status, output = invoke(scene, "--labels", polygons(tmp_path / "footprints.geojson", ROOFS))
+    assert status == 50
+    assert "labels-invalid" in output
+    assert "--area" in output
+    assert not (tmp_path / "matched.onnx").exists()
+
+
+def test_missing_labels_are_named(scene: Path, tmp_path: Path) -> None:
+    status, output = invoke(scene, "--labels", tmp_path / "none.geojson")
+    assert status == 50
+    assert "There are no labels" in output
+    assert invoke(scene)[0] == 2
+
+
+def test_matching_works_without_torch(scene: Path, tmp_path: Path) -> None:
+    # The engine's environment has no training library, and people match there.
+    labels = write_raster(tmp_path / "labels.tif", (town(96, 96, ROOFS)[:1] == 220).astype(np.uint8))
+    arguments = ["match", str(scene.with_name("model.onnx")), "--imagery", str(scene), "--labels", str(labels)]
+    arguments += ["--output", str(tmp_path / "matched.onnx")]
+    program = (
+        "import sys; sys.modules['torch'] = sys.modules['sklearn'] = None\n"
+        f"from qgis_iic.cli.main import main; main({arguments!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
+from qgis_iic.training.config import TrainingConfig, load_config
+from tests.training.scenes import CONFIG, write_config
+
+
+def test_a_file_is_read_with_paths_relative_to_it(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path))
+    assert config.data == str(tmp_path)
+    assert config.bands == ("red", "green", "blue")
+    assert config.network.clusters == 6
+    assert config.imagery[0].bands == (1, 2, 3)
+    assert load_config(tmp_path / "tiny.toml", data=Path("/elsewhere")).data == "/elsewhere"
+
+
+def test_a_record_comes_back_the_same(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path))
+    assert TrainingConfig.from_record(config.to_record()) == config
+
+
+def test_the_configurations_in_the_repository_are_valid(project_folder: Path) -> None:
+    config = load_config(project_folder / "models" / "iic_rgb.toml")
+    assert config.objective.reconstruction_weight > 0
+    assert {source.licence for source in config.imagery} == {"CC BY 4.0", "CC BY-SA 4.0"}
+
+
+@pytest.mark.parametrize(
+    ("line", "replacement", "problem"),
+    [
+        ("clusters = 6", "clusters = 256", "clusters must be 2 to 255"),
+        ("clusters = 6", 'clusters = "six"', "wrong type"),
+        ("clusters = 6", "clusters = true", "wrong type"),
+        ("clusters = 6", "sobel = true", "unknown entries: network.sobel"),
+        ("width = 0.0625", "width = 0", "network.width"),
+        ("width = 0.0625", "dilations = [1, 2]", "dilations must be 6"),
+        ("chip_size = 32", "chip_size = 30", "multiple of 4"),
+        ("displacement = 2", "displacement = 8", "quarter of the chip"),
+        ("bands = [1, 2, 3]", "bands = [1, 2]", "must name 3 bands"),
+        ("bands = [1, 2, 3]", "", "lacks imagery.bands"),
+        ('data = "."', "", "folder `data`"),
+        ("seed = 3", "seed = 3\ngsd = 1.0", "gsd must lie"),
+        ("[[imagery]]", "[imagery]", r"\[\[imagery\]\]"),
+        ("seed = 3", "seed =", "not a TOML file"),
+    ],
+)
+def test_broken_rules_are_named(tmp_path: Path, line: str, replacement: str, problem: str) -> None:
+    assert line in CONFIG
+    path = tmp_path / "broken.toml"
+    path.write_text(CONFIG.replace(line, replacement), encoding="utf-8")
+    with pytest.raises(JobInvalid, match=problem):
+        load_config(path)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFound, match="no training configuration"):
+        load_config(tmp_path / "none.toml")
+    config = load_config(write_config(tmp_path))
+    with pytest.raises(SourceNotFound, match=r"no imagery scene\.tif"):
+        config.imagery[0].files(tmp_path)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qgis_iic.protocol.errors import LabelsInvalid, ModelNotMatched
+from qgis_iic.training.baselines import MULTISCALE, PIXELS, KMeansClustering, LogisticClassifier, random_network
+from qgis_iic.training.evaluation import Confusion, Setting, confusion, draw_labels, evaluate, mean_over
+from qgis_iic.training.places import Draws
+from qgis_iic.training.regions import Region, RegionSource
+from tests.onnx_models import metadata
+from tests.training.scenes import village
+
+MODEL = metadata(clusters=4, classes=3, building_clusters=(1,), halo=0)
+DRAWS = Draws(count=3, tiles=4, tile_size=32)
+
+
+def region(seed: int = 0, size: int = 128) -> Region:
+    """A village whose clusters are 1 on roofs and 0 elsewhere, with a tenth of the roofs' pixels in cluster 2."""
+    values, labels = village(size, seed)
+    clusters = labels.copy()
+    clusters[(labels == 1) & (np.random.default_rng(seed).random(labels.shape) < 0.1)] = 2
+    return Region(
+        source=RegionSource(Path("scene.tif"), Path("labels.tif")),
+        values=values.astype(np.float32),
+        valid=np.ones(labels.shape, np.bool_),
+        labels=labels,
+        clusters=clusters,
+        classes=np.zeros_like(labels),
+    )
+
+
+def row(found: dict[str, object], method: str, objective: str = "") -> dict[str, list[float]]:
+    rows = [each for each in found["rows"] if each["method"] == method and each["objective"] == objective]  # type: ignore[attr-defined]
+    assert len(rows) == 1
+    measures: dict[str, list[float]] = rows[0]["measures"]
+    return measures
+
+
+def test_measures_by_hand() -> None:
+    # 10 building pixels of which 6 are found, 30 background pixels of which 4 are taken for building.
+    measures = Confusion(true_positive=6, false_positive=4, false_negative=4, true_negative=26).measures()
+    assert measures == pytest.approx(
+        {
+            "accuracy": 32 / 40,
+            "balanced_accuracy": (6 / 10 + 26 / 30) / 2,
+            "building_iou": 6 / 14,
+            "building_f1": 12 / 20,
+            "mean_iou": (6 / 14 + 26 / 34) / 2,
+        }
+    )
+
+
+def test_all_background_shows_why_accuracy_alone_proves_nothing() -> None:
+    measures = Confusion(0, 0, 20, 80).measures()
+    assert measures["accuracy"] == 0.8
+    assert measures["balanced_accuracy"] == 0.5
+    assert measures["building_iou"] == measures["building_f1"] == 0
+
+
+def test_unlabelled_pixels_have_no_say() -> None:
+    found = confusion([np.array([True, True, False, False])], [np.array([1, 255, 1, 0], np.uint8)])
+    assert found == Confusion(1, 0, 1, 1)
+
+
+def test_draws_differ_and_hold_whole_tiles() -> None:
+    labels = [draw_labels([region(0), region(1)], DRAWS, seed)[0] for seed in range(3)]
+    both = draw_labels([region(0), region(1)], DRAWS, 0)
+    assert sum(int((plane != 255).sum()) for plane in both) == 4 * 32 * 32
+    assert not np.array_equal(labels[0], labels[1])
+    few = Draws(count=1, tiles=1000, tile_size=32)
+    assert sum(int((plane != 255).sum()) for plane in draw_labels([region()], few, 0)) == 11 * 32 * 32  # of 16
+    with pytest.raises(LabelsInvalid, match="256 pixels"):
+        draw_labels([region()], Draws(tile_size=256), 0)
+
+
+def test_a_table_of_an_easy_place() -> None:
+    told: list[str] = []
+    found = evaluate(Setting("easy", [region(0)], [region(1)]), MODEL, DRAWS, told.append)
+    share = 16 * 14 * 14 / 128**2
+    assert found["building_share"] == pytest.approx(share)
+    assert row(found, "all background")["accuracy"] == [pytest.approx(1 - share), 0]
+    assert row(found, "IIC over-clustering head (4)", "iou")["building_iou"] == [1, 0]
+    assert row(found, "IIC clusters, mapping of the file")["building_iou"][0] == pytest.approx(0.9, abs=0.02)
+    assert row(found, "IIC main head (3)", "accuracy")["building_iou"] == [0, 0]
+    for method in ("pixel values", "multi-scale mean and deviation"):
+        assert row(found, f"k-means (24), {method}", "iou")["building_iou"][0] > 0.9
+        assert row(found, f"logistic regression, {method}")["building_iou"][0] > 0.9
+    assert row(found, "k-means (24), random-weights network", "iou")["building_iou"][0] > 0.5
+    assert len(told) == 7
+
+
+def test_without_regions_to_match_on_only_the_files_own_mapping_is_scored() -> None:
+    found = evaluate(Setting("own", [], [region()]), MODEL, DRAWS)
+    assert [each["method"] for each in found["rows"]] == ["all background", "IIC clusters, mapping of the file"]
+    with pytest.raises(ModelNotMatched):
+        evaluate(Setting("own", [], [region()]), metadata(building_clusters=None), DRAWS)
+
+
+def test_a_place_without_labels_can_not_be_scored() -> None:
+    plain = region()
+    with pytest.raises(LabelsInvalid, match="nowhere"):
+        evaluate(Setting("nowhere", [], [replace(plain, labels=np.full_like(plain.labels, 255))]), MODEL, DRAWS)
+
+
+def test_the_mean_over_places_is_taken_row_by_row() -> None:
+    def table(value: float, spread: float) -> dict[str, object]:
+        return {"rows": [{"method": "m", "objective": "iou", "draws": 5, "measures": {"accuracy": [value, spread]}}]}
+
+    (mean,) = mean_over([table(0.6, 0.01), table(0.8, 0.03)])
+    assert mean["measures"]["accuracy"] == pytest.approx([0.7, 0.02])
+
+
+def test_multiscale_features_ignore_what_has_no_data() -> None:
+    flat = region()
+    values = np.full_like(flat.values, 80)
+    valid = flat.valid.copy()
+    valid[40:60, 40:60] = False
+    values[:, ~valid] = 0
+    gap = replace(flat, values=values, valid=valid)
+    features = MULTISCALE.compute(gap)
+    assert features.shape == (3 + 2 * 3 * 4, 128, 128)
+    np.testing.assert_allclose(features[3:6][:, valid], 80, rtol=1e-4)
+    np.testing.assert_allclose(features[6:9][:, valid], 0, atol=0.2)
+
+
+def test_k_means_needs_no_labels_and_marks_no_data() -> None:
+    plain = region()
+    valid = plain.valid.copy()
+    valid[:10] = False
+    masked = replace(plain, valid=valid, labels=np.full_like(plain.labels, 255))
+    means = KMeansClustering(PIXELS, [masked], seed=0, clusters=2)
+    found = means.clusters(masked)
+    assert (found[:10] == 255).all()
+    roofs = plain.labels[10:] == 1
+    first = int(np.median(found[10:][roofs]))
+    assert ((found[10:] == first) == roofs).mean() > 0.99
+
+
+def test_the_random_network_follows_its_seed_and_fits_odd_sizes() -> None:
+    odd = region(size=97)
+    one, same, other = (random_network(MODEL, [odd], seed).compute(odd) for seed in (0, 0, 1))
+    assert one.shape == (128, 49, 49)
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert KMeansClustering(random_network(MODEL, [odd], 0), [odd], 0).clusters(odd).shape == (97, 97)
+
+
+def test_logistic_regression_learns_from_labelled_pixels_only() -> None:
+    plain = region()
+    labels = np.where(np.arange(128)[:, None] < 64, plain.labels, 255).astype(np.uint8)
+    classifier = LogisticClassifier([PIXELS.compute(plain)], [labels], seed=0)
+    found = classifier.predict(PIXELS.compute(plain))
+    assert confusion([found], [plain.labels]).measures()["building_iou"] > 0.95

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from affine import Affine
+
+from qgis_iic.protocol.errors import SourceUnsuitable
+from qgis_iic.training.config import load_config
+from qgis_iic.training.imagery import ChipSampler, Scene, load_scenes
+from tests.rasters import write_raster
+from tests.training.scenes import village, write_config, write_village
+
+
+def scene(valid: np.ndarray, share: float = 1.0, value: float = 7.0) -> Scene:
+    values = np.full((3, *valid.shape), value, np.float16)
+    return Scene(values, valid, valid, share)
+
+
+def test_a_scene_at_the_training_resolution_is_taken_as_it_is(tmp_path: Path) -> None:
+    values, _ = village()
+    valid = np.ones((160, 160), np.bool_)
+    valid[:, 144:] = False
+    write_raster(tmp_path / "scene.tif", values, valid=valid, crs=None)  # coordinates are metres on the ground
+    (loaded,), (mean, std) = load_scenes(load_config(write_config(tmp_path)), halo=4)
+    assert loaded.valid[:, :144].all()
+    assert not loaded.valid[:, 144:].any()
+    assert loaded.usable[:, :140].all()
+    assert not loaded.usable[:, 140:].any()
+    np.testing.assert_allclose(loaded.values[:, valid], values[:, valid], atol=0.01)
+    np.testing.assert_allclose(mean, values[:, valid].mean(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(std, values[:, valid].std(axis=1), rtol=1e-4)
+
+
+def test_finer_imagery_is_averaged(tmp_path: Path) -> None:
+    values, _ = village(64)
+    write_raster(tmp_path / "scene.tif", values, transform=Affine(0.15, 0, 0, 0, -0.15, 0), crs=None)
+    (loaded,), _ = load_scenes(load_config(write_config(tmp_path)), halo=4)
+    assert loaded.valid.shape == (32, 32)
+    means = values.reshape(3, 32, 2, 32, 2).mean(axis=(2, 4))
+    np.testing.assert_allclose(loaded.values, means, atol=0.1)
+
+
+def test_other_types_are_brought_to_the_moments_of_the_8_bit_imagery(tmp_path: Path) -> None:
+    write_village(tmp_path)
+    values, _ = village(seed=1)
+    write_raster(tmp_path / "wide.tif", (values.astype(np.uint16) * 3 + 200).astype(np.uint16))
+    path = write_config(tmp_path)
+    path.write_text(path.read_text() + '\n[[imagery]]\npath = "wide.tif"\nbands = [1, 2, 3]\n')
+    (_, wide), (mean, std) = load_scenes(load_config(path), halo=4)
+    assert wide.values.astype(np.float64).mean(axis=(1, 2)) == pytest.approx(mean, rel=1e-3)
+    assert wide.values.astype(np.float64).std(axis=(1, 2)) == pytest.approx(std, rel=1e-3)
+
+
+def test_imagery_without_8_bit_pixels_is_refused(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif", village()[0].astype(np.uint16))
+    with pytest.raises(SourceUnsuitable, match="8-bit"):
+        load_scenes(load_config(write_config(tmp_path)), halo=4)
+
+
+def test_chips_hold_enough_usable_ground() -> None:
+    valid = np.zeros((64, 64), np.bool_)
+    valid[:, :24] = True
+    chips = ChipSampler([scene(valid)], chip_size=16, least_usable=0.5).draw(40, np.random.default_rng(0))
+    assert chips.values.shape == (40, 3, 16, 16)
+    assert chips.valid.shape == (40, 16, 16)
+    shares = chips.usable.float().mean(dim=(1, 2))
+    assert shares.min() >= 0.5
+    assert shares.min() < 1  # those at the rim are not left out
+
+
+def test_scenes_come_by_their_share() -> None:
+    ground = np.ones((32, 32), np.bool_)
+    sampler = ChipSampler([scene(ground, 3.0, 1.0), scene(ground, 1.0, 2.0)], chip_size=16, least_usable=0.5)
+    chips = sampler.draw(400, np.random.default_rng(0))
+    assert (chips.values[:, 0, 0, 0] == 1).float().mean().item() == pytest.approx(0.75, abs=0.06)
+
+
+def test_scenes_without_room_for_a_chip_are_passed_over_or_refused() -> None:
+    small, large = scene(np.ones((8, 40), np.bool_)), scene(np.ones((16, 16), np.bool_), value=2)
+    assert (ChipSampler([small, large], 16, 0.5).draw(3, np.random.default_rng(0)).values == 2).all()
+    with pytest.raises(SourceUnsuitable, match="chip of 16 pixels"):
+        ChipSampler([small], 16, 0.5)
+
+
+@pytest.mark.realdata
+def test_a_real_tile_is_resampled_and_masked(data_folder: Path, tmp_path: Path) -> None:
+    path = write_config(tmp_path, path='"philippines/scene.tif"')
+    (loaded,), _ = load_scenes(load_config(path, data=data_folder), halo=20)
+    # 0.0746 m in EPSG:3857 at 14 degrees north, 6144 pixels wide: about 1484 pixels of 0.3 m.
+    assert loaded.valid.shape[1] == pytest.approx(6144 * 0.0746 * np.cos(np.radians(13.97)) / 0.3, abs=3)
+    assert loaded.valid.mean() == pytest.approx(0.22, abs=0.01)
+    assert loaded.usable.mean() < loaded.valid.mean()

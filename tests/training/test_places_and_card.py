@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
+from qgis_iic.training.benchmark import run_benchmark
+from qgis_iic.training.export import export
+from qgis_iic.training.matching import match
+from qgis_iic.training.model_card import model_card
+from qgis_iic.training.model_file import read_model
+from qgis_iic.training.places import load_protocol
+from qgis_iic.training.regions import RegionSource
+from tests.training.scenes import write_village
+
+PLACES = """
+data = "."
+cross = "Left"
+
+[draws]
+count = 2
+tiles = 3
+tile_size = 32
+
+[[place]]
+name = "Left"
+match = [{ imagery = "scene.tif", labels = "labels.tif", window = [0, 0, 64, 160] }]
+score = [{ imagery = "scene.tif", labels = "labels.tif", window = [64, 0, 64, 64] }]
+
+[[place]]
+name = "Right"
+match = [{ imagery = "scene.tif", labels = "labels.tif", window = [64, 0, 64, 160] }]
+score = [{ imagery = "scene.tif", labels = "labels.tif", window = [0, 0, 64, 64] }]
+"""
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Path:
+    write_village(tmp_path)
+    path = tmp_path / "places.toml"
+    path.write_text(PLACES, encoding="utf-8")
+    return path
+
+
+def test_a_protocol_is_read_with_paths_relative_to_it(places: Path, tmp_path: Path) -> None:
+    protocol = load_protocol(places)
+    assert protocol.places[0].match == (
+        RegionSource(tmp_path / "scene.tif", tmp_path / "labels.tif", window=Window(0, 0, 64, 160)),
+    )
+    assert protocol.draws.tiles == 3
+    assert [name for name, _, _ in protocol.settings()] == ["Left", "Right", "Left to Right"]
+    assert load_protocol(places, Path("/other")).places[0].match[0].imagery == Path("/other/scene.tif")
+
+
+@pytest.mark.parametrize(
+    ("line", "replacement"),
+    [
+        ('cross = "Left"', 'cross = "Nowhere"'),
+        ("tiles = 3", "tils = 3"),
+        ('name = "Right"', ""),
+        ("[0, 0, 64, 160]", "[0, 0, 64]"),
+        ("[0, 0, 64, 160]", "[0, 0, 64, 0]"),
+        ('labels = "labels.tif", window = [0, 0, 64, 64]', 'masks = "labels.tif"'),
+        ("[draws]", "[draws"),
+    ],
+)
+def test_what_is_wrong_in_a_protocol_is_named(places: Path, line: str, replacement: str) -> None:
+    assert line in PLACES
+    places.write_text(PLACES.replace(line, replacement), encoding="utf-8")
+    with pytest.raises(JobInvalid):
+        load_protocol(places)
+
+
+def test_a_missing_protocol_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFound):
+        load_protocol(tmp_path / "none.toml")
+
+
+@pytest.mark.realdata
+def test_the_protocol_in_the_repository_names_files_that_exist(project_folder: Path, data_folder: Path) -> None:
+    protocol = load_protocol(project_folder / "models" / "places.toml", data_folder)
+    assert {place.name for place in protocol.places} == {"Banepa", "Zanzibar", "Philippines", "Rio"}
+    for place in protocol.places:
+        for source in (*place.match, *place.score):
+            assert source.imagery.is_file()
+            assert source.labels.is_file()
+        assert not set(place.match) & set(place.score)
+
+
+def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) -> None:
+    model = tmp_path / "tiny.onnx"
+    export(run_folder, model)
+    assert "not matched" in model_card(read_model(model)[1], model.name)
+
+    protocol = load_protocol(places)
+    match(model, [source for place in protocol.places for source in place.match], "iou", model)
+    _, metadata = read_model(model)
+    figures = run_benchmark(model, metadata, protocol)
+    assert [(setting["name"], setting["kind"]) for setting in figures["settings"]] == [
+        ("Left", "own"),
+        ("Right", "own"),
+        ("Left to Right", "cross"),
+    ]
+    methods = [{row["method"] for row in setting["rows"]} for setting in figures["settings"]]
+    assert methods[0] - methods[2] == {"IIC clusters, mapping of the file"}
+
+    card = model_card(replace(metadata, metrics=figures), model.name)
+    assert card.startswith("# tiny\n")
+    for fact in (
+        metadata.weights_sha256,
+        "CC0",
+        "the tests",
+        "4 steps",
+        "seed 3",
+        "2 draws",
+        "iic train models/tiny.toml",
+    ):
+        assert fact in card
+    figure = figures["settings"][0]["rows"][0]["measures"]["accuracy"][0]
+    assert f"| all background |  | {figure:.3f} |" in card
+    widths = {line.count(" | ") for line in card.splitlines() if line.startswith("| all background")}
+    assert len(widths) == 1
+
+
+def test_the_card_in_the_repository_is_that_of_the_model(project_folder: Path) -> None:
+    model = project_folder / "models" / "iic_rgb.onnx"
+    _, metadata = read_model(model)
+    card = (project_folder / "models" / "iic_rgb.md").read_text(encoding="utf-8")
+    assert card == model_card(metadata, model.name)
