@@ -33,6 +33,9 @@ from qgis_iic.protocol.errors import (
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+_ALL_BUT_ROUNDING = 0.999
+"""Share of a resampled pixel that has to have data; the float32 weights add up to 1 but for rounding."""
+
 
 class Raster:
     """An open raster; made by `open_raster`.
@@ -207,7 +210,7 @@ class WorkingGrid:
             int(np.ceil(window.col_stop / scale_x)),
             int(np.ceil(window.row_stop / scale_y)),
         )
-        # A sliver at the far edge may lie in no working pixel: the last one then stands for it.
+        # The far edge may lie in no whole working pixel: the last one then stands for it.
         col, row = min(touched.col, self.width - 1), min(touched.row, self.height - 1)
         return Window.spanning(col, row, min(touched.col_stop, self.width), min(touched.row_stop, self.height))
 
@@ -224,8 +227,10 @@ def working_grid(raster: Raster, gsd: float, gsd_range: tuple[float, float]) -> 
     if all(gsd_range[0] <= length <= gsd_range[1] for length in own):
         return WorkingGrid(raster.width, raster.height, raster.transform, (1.0, 1.0))
     scale_x, scale_y = gsd / own[0], gsd / own[1]
-    width = max(1, int(raster.width / scale_x + 0.5))
-    height = max(1, int(raster.height / scale_y + 0.5))
+    # Only whole working pixels, but for rounding: none reaches past the raster.
+    width, height = (
+        max(1, int(length / scale + 1e-6)) for length, scale in ((raster.width, scale_x), (raster.height, scale_y))
+    )
     return WorkingGrid(width, height, raster.transform @ Affine.scale(scale_x, scale_y), (scale_x, scale_y))
 
 
@@ -258,8 +263,8 @@ class GridReader:
     def read(self, window: Window) -> tuple[Floats, Mask]:
         """Values float32 [bands, height, width] and validity bool [height, width] of a window in working pixels.
 
-        Pixels without data, outside the raster too, are 0 and not valid. A resampled pixel is valid where half of it or
-        more is; its value is the mean over that part (bilinear where the source is the coarser one).
+        Pixels without data, outside the raster too, are 0 and not valid. A resampled pixel is valid where all source
+        pixels that it is made of are, so that no answer is ever given for ground without data.
 
         Raises:
             SourceCorrupt: a block can't be read or decoded.
@@ -286,12 +291,9 @@ class GridReader:
         rows = _taps(window.row, window.row_stop, self.grid.scale[1], self.raster.height)
         source = Window.spanning(columns.start, rows.start, columns.stop, rows.stop)
         values, valid = self.raster.read(self.bands, source)
-        planes = np.concatenate([values, valid[None].astype(np.float32)])  # invalid values are 0: weight them out
+        planes = np.concatenate([values, valid[None].astype(np.float32)])
         sums = columns.apply(rows.apply(planes.swapaxes(1, 2)).swapaxes(1, 2))
-        weight = sums[-1]
-        resampled_valid = weight >= 0.5
-        sums[:-1] /= np.where(resampled_valid, weight, np.float32(1))
-        return sums[:-1], resampled_valid
+        return sums[:-1], sums[-1] > _ALL_BUT_ROUNDING
 
     def _match_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Sets gain and offset from the layer's own statistics, which do not depend on the window that is asked for."""
@@ -355,7 +357,7 @@ def _taps(start: int, stop: int, scale: float, length: int) -> _Taps:
         low, high = outputs * scale, (outputs + 1) * scale
         indices = np.floor(low) + np.arange(int(np.ceil(scale)) + 1)
         weights = (np.minimum(high, indices + 1) - np.maximum(low, indices)).clip(min=0) / scale
-        weights[indices >= length] = 0  # a last output that reaches past the raster is valid by what lies inside
+        weights[indices >= length] = 0  # in a raster that is smaller than one output
     else:
         center = ((outputs + 0.5) * scale - 0.5).clip(0, length - 1)
         indices = np.floor(center) + np.arange(2)

@@ -39,7 +39,7 @@ def labelled_window(raster: Raster, labels: Path, area: Path | None) -> Window:
         bounds = transform_bounds(crs.to_wkt(), raster.crs.to_wkt(), *bounds)
     left, bottom, right, top = bounds
     columns, rows = zip(
-        *(~raster.transform * corner for corner in ((left, bottom), (left, top), (right, bottom), (right, top))),
+        *(~raster.transform @ corner for corner in ((left, bottom), (left, top), (right, bottom), (right, top))),
         strict=True,
     )
     covered = Window.spanning(

@@ -155,15 +155,17 @@ def _limits(metadata: ModelMetadata) -> str:
 
 def _regenerate(metadata: ModelMetadata, file_name: str) -> str:
     stem = file_name.removesuffix(".onnx")
+    objective = metadata.matching.get("objective", "iou")
+    model = f"models/{file_name}"
     return "\n".join(
         [
             "## How to make it again",
             "",
             "```sh",
             f"iic train models/{metadata.name}.toml --output runs/{stem}",
-            f"iic export runs/{stem} --output models/{file_name}",
-            f"iic match models/{file_name} --places models/places.toml --output models/{file_name}",
-            f"iic evaluate models/{file_name} --places models/places.toml --record --card models/{stem}.md",
+            f"iic export runs/{stem} --output {model}",
+            f"iic match {model} --places models/places.toml --objective {objective} --output {model}",
+            f"iic evaluate {model} --places models/places.toml --record --card models/{stem}.md",
             "```",
         ]
     )

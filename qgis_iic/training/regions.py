@@ -82,7 +82,7 @@ def read_region(source: RegionSource, model: Path, metadata: ModelMetadata) -> R
         window = source.window or labelled_window(raster, source.labels, source.area)
         box = (window.col, window.row, window.width, window.height)
         made = plan(raster, Source(str(source.imagery), bands=source.bands, window=box), metadata)
-        transform = made.reader.grid.transform * Affine.translation(made.window.col, made.window.row)
+        transform = made.reader.grid.transform @ Affine.translation(made.window.col, made.window.row)
         shape = (made.window.height, made.window.width)
         labels = read_labels(source.labels, source.area, transform, shape, raster.crs)
         values, valid = made.reader.read(made.window)

@@ -133,12 +133,31 @@ def test_area_average_by_a_broken_factor_against_its_integral(tmp_path: Path) ->
     np.testing.assert_allclose(read[0, 0], np.diff(edges) / 2.5, rtol=1e-4)
 
 
-def test_invalid_pixels_do_not_weigh_in(tmp_path: Path) -> None:
-    values = np.array([[[10, 99, 30, 99], [20, 99, 99, 99]]], np.uint8)
-    write_raster(tmp_path / "r.tif", values, valid=values[0] != 99, transform=NORTH_UP @ Affine.scale(0.5), crs=None)
-    read, valid = read_all(tmp_path / "r.tif")
-    np.testing.assert_array_equal(valid, [[True, False]])
-    np.testing.assert_allclose(read, [[[15, 0]]])
+@pytest.mark.parametrize("scale", [0.5, 0.43, 2.0])
+def test_a_resampled_pixel_lies_on_data_alone(tmp_path: Path, scale: float) -> None:
+    random = np.random.default_rng(0)
+    gap = random.random((40, 40)) < 0.02
+    path = write_raster(
+        tmp_path / "r.tif", ramp(1, 40, 40), valid=~gap, transform=NORTH_UP @ Affine.scale(scale), crs=None
+    )
+    read, valid = read_all(path)
+    assert 0.1 < valid.mean() < 1
+    assert not read[:, ~valid].any()
+    for row, col in zip(*np.nonzero(valid), strict=True):
+        first, last = np.array([row, col]) / scale, np.array([row + 1, col + 1]) / scale
+        top, left = np.floor(first + 1e-6).astype(int)
+        bottom, right = np.ceil(last - 1e-6).astype(int)
+        assert not gap[top:bottom, left:right].any()
+
+
+def test_working_pixels_do_not_reach_past_the_raster(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "r.tif", ramp(1, 10, 11), transform=NORTH_UP @ Affine.scale(0.4), crs=None)
+    read, valid = read_all(path)
+    assert read.shape == (1, 4, 4)
+    assert valid.all()
+    path = write_raster(tmp_path / "tiny.tif", ramp(1, 1, 1), transform=NORTH_UP @ Affine.scale(0.4), crs=None)
+    _, valid = read_all(path)
+    assert not valid.any()
 
 
 def test_a_coarse_raster_is_interpolated(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_footprints_and_label_raster_of_the_same_ground_agree(data_folder: Path,
         window = labelled_window(raster, folder / "buildings_west.tif", None)
         assert (window.col, window.width) == (3584, 1536)
         transform, crs = coded.transform, coded.crs
-        corners = [transform * corner for corner in ((0, 0), (1536, 0), (1536, 4096), (0, 4096))]
+        corners = [transform @ corner for corner in ((0, 0), (1536, 0), (1536, 4096), (0, 4096))]
     area = tmp_path / "area.gpkg"
     geopandas.GeoDataFrame(geometry=[Polygon(corners)], crs=crs).to_file(area)
     shape = (1024, 1536)
