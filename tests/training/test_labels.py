@@ -20,8 +20,8 @@ UTM = pyproj.CRS("EPSG:32645")
 
 def ground(col: float, row: float, width: float, height: float) -> Polygon:
     """A rectangle of pixels of `NORTH_UP`, in its coordinates."""
-    left, top = NORTH_UP * (col, row)
-    right, bottom = NORTH_UP * (col + width, row + height)
+    left, top = NORTH_UP @ (col, row)
+    right, bottom = NORTH_UP @ (col + width, row + height)
     return box(left, bottom, right, top)
 
 
@@ -62,7 +62,7 @@ def test_a_finer_label_raster_is_resampled_by_majority(tmp_path: Path) -> None:
     plane[0, 0, 3:6] = 1
     plane[0, 1, 3] = 1
     plane[0, :, 6:] = 255
-    path = write_raster(tmp_path / "l.tif", plane, transform=NORTH_UP * Affine.scale(1 / 3), nodata=255)
+    path = write_raster(tmp_path / "l.tif", plane, transform=NORTH_UP @ Affine.scale(1 / 3), nodata=255)
     assert read_labels(path, None, NORTH_UP, (1, 3), UTM).tolist() == [[1, 0, 255]]
 
 
