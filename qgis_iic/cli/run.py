@@ -13,7 +13,7 @@ import click
 
 from qgis_iic.protocol.errors import IicError
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, encode
-from qgis_iic.protocol.job import Job
+from qgis_iic.protocol.job import Job, names_a_file
 
 PATH = click.Path(path_type=Path)
 
@@ -125,4 +125,4 @@ def absolute(path: Path) -> str:
 
 def source_path(text: str) -> str:
     """A path made absolute where it names a file; anything else that GDAL opens is left as it is."""
-    return absolute(Path(text)) if Path(text).exists() or (":" not in text and not text.startswith("/vsi")) else text
+    return absolute(Path(text)) if names_a_file(text) else text

@@ -17,20 +17,40 @@ from qgis_iic.protocol.errors import DiskFull, OutputIsOtherKind, OutputNotWrita
 from qgis_iic.protocol.model_metadata import NODATA, OUTPUTS
 
 _BLOCK = 512
+_SIDECARS = (".ovr", ".aux.xml", ".msk")
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
     """Raises OutputIsOtherKind where `path` is a folder, is no GeoTIFF, or is one that may not be overwritten."""
-    if path.is_dir():
-        raise OutputIsOtherKind(f"{path} is a folder. Choose the name of a GeoTIFF file.")
-    if not path.exists():
+    with write_errors(path):
+        if path.is_dir():
+            raise OutputIsOtherKind(f"{path} is a folder. Choose the name of a GeoTIFF file.")
+        signature = _signature(path) if path.exists() else None
+    if signature is None:
+        if path.suffix.lower() not in (".tif", ".tiff"):
+            raise OutputIsOtherKind(f"{path} is written as a GeoTIFF. Give it a name that ends in .tif.")
         return
-    with write_errors(path), path.open("rb") as file:
-        signature = file.read(4)
     if signature not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         raise OutputIsOtherKind(f"{path} exists and is no GeoTIFF. Choose another name; it was left as it is.")
     if not overwrite:
         raise OutputIsOtherKind(f"{path} exists already. Choose another name, or allow overwriting.")
+
+
+def publish(staged: Path, path: Path) -> None:
+    """Gives a finished class raster its name, and removes what other programs keep beside the one that was there.
+
+    Raises:
+        OutputNotWritable
+    """
+    with write_errors(path):
+        staged.replace(path)
+        for sidecar in _SIDECARS:  # overviews, statistics and mask of the old raster would be taken for the new one's
+            path.with_name(path.name + sidecar).unlink(missing_ok=True)
+
+
+def _signature(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
 
 
 class ClassRasterWriter:

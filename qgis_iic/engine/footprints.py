@@ -63,7 +63,7 @@ def footprints(
 def measure(polygons: Polygons, crs: pyproj.CRS | None) -> tuple[Doubles, Doubles]:
     """Areas in m2 and perimeters in m, holes included, on the ellipsoid of `crs`.
 
-    Areas are taken in a Lambert azimuthal equal-area projection about the polygons' centre, perimeters as geodesics
+    Areas are taken in a Lambert azimuthal equal-area projection about one of the polygons, perimeters as geodesics
     from vertex to vertex. Without a geographic or projected CRS both are planar.
     """
     if crs is None or not (crs.is_geographic or crs.is_projected):
@@ -72,10 +72,9 @@ def measure(polygons: Polygons, crs: pyproj.CRS | None) -> tuple[Doubles, Double
     geographic = shapely.transform(polygons, to_geographic(crs).transform, interleaved=False)
     if len(polygons) == 0:
         return np.zeros(0), np.zeros(0)
-    west, south, east, north = shapely.total_bounds(geographic)
-    equal_area = pyproj.Proj(
-        proj="laea", lon_0=(west + east) / 2, lat_0=(south + north) / 2, a=geod.a, b=geod.b, preserve_units=True
-    )
+    # Exact wherever the centre lies but opposite of it, where the middle of a scene across the 180th meridian would be.
+    longitude, latitude = shapely.get_coordinates(geographic[0])[0]
+    equal_area = pyproj.Proj(proj="laea", lon_0=longitude, lat_0=latitude, a=geod.a, b=geod.b, preserve_units=True)
     return shapely.area(shapely.transform(geographic, equal_area, interleaved=False)), _perimeters(geographic, geod)
 
 
@@ -107,10 +106,12 @@ def _fill_holes(polygons: Polygons, crs: pyproj.CRS | None, max_hole_area: float
     with_holes = np.flatnonzero(shapely.get_num_interior_rings(polygons) > 0)
     if len(with_holes) == 0 or max_hole_area == 0:
         return polygons
+    rings, owner = shapely.get_rings(polygons[with_holes], return_index=True)
+    is_shell = np.diff(owner, prepend=-1) > 0
+    areas = np.full(len(rings), np.inf)
+    areas[~is_shell], _ = measure(shapely.polygons(rings[~is_shell]), crs)
+    kept = areas > max_hole_area
     filled = polygons.copy()
-    for index in with_holes:
-        polygon = polygons[index]
-        holes = np.array(polygon.interiors, object)
-        areas, _ = measure(shapely.polygons(holes), crs)
-        filled[index] = shapely.Polygon(polygon.exterior, list(holes[areas > max_hole_area]))
+    for index, parts in zip(with_holes, np.split(rings[kept], np.flatnonzero(is_shell[kept])[1:]), strict=True):
+        filled[index] = shapely.Polygon(parts[0], parts[1:])
     return filled

@@ -2,100 +2,139 @@
 
 A new file is written under a temporary name and renamed. An existing one is copied by SQLite's own backup, which sees
 what other programs have committed to it; layers are added to the copy, and the backup then runs the other way in one
-transaction: readers such as QGIS keep their connection, and a crash in the middle rolls back.
+transaction: readers such as QGIS keep their connection, and a crash in the middle rolls back. Where another program has
+committed something meanwhile, it is all done again on what is there now.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import geopandas
 
 from qgis_iic.engine.outputs import write_errors
-from qgis_iic.protocol.errors import LayerExists, OutputIsOtherKind
+from qgis_iic.protocol.errors import LayerExists, OutputIsOtherKind, OutputNotWritable
 
 _SQLITE_HEADER = b"SQLite format 3\0"
 _APPLICATION_ID = slice(68, 72)
 _GEOPACKAGE_IDS = (b"GPKG", b"GP10", b"GP11")
 _BUSY_SECONDS = 30
+_ATTEMPTS = 5
 _VERSION = "1.3"
 """Newest version of the format that the GDAL of QGIS 3.40 reads without a warning."""
 
 
-def check_target(path: Path, layers: list[str], *, overwrite: bool) -> None:
-    """Refuses a target that is not a GeoPackage, or has one of the layers already.
+@dataclass(frozen=True)
+class BuildingLayer:
+    """A polygon layer to be written.
+
+    Attributes:
+        name: of the layer.
+        table: of `footprints.footprints`; may be empty.
+        provenance: how the layer came about; stored as the layer's metadata.
+    """
+
+    name: str
+    table: geopandas.GeoDataFrame
+    provenance: dict[str, str]
+
+
+def check_target(path: Path, layers: Sequence[str], *, overwrite: bool) -> None:
+    """Refuses a target that is not a GeoPackage, can't be written to, or has one of the layers already.
 
     Raises:
-        OutputIsOtherKind: the path is a folder, or a file of another kind.
+        OutputIsOtherKind: the path is a folder, a file of another kind, or a new one without the suffix .gpkg; or a
+            table that is no layer of features has the name of one of `layers`.
         LayerExists: one of `layers` is there and `overwrite` is false.
-        OutputNotWritable: the file can't be read.
+        OutputNotWritable: the file can't be read or written to.
     """
-    if path.is_dir():
-        raise OutputIsOtherKind(f"{path} is a folder. Choose the name of a GeoPackage file.")
-    if not path.exists():
-        return
     with write_errors(path):
-        header = _head(path)
+        if path.is_dir():
+            raise OutputIsOtherKind(f"{path} is a folder. Choose the name of a GeoPackage file.")
+        header = _head(path) if path.exists() else None
+    if header is None:
+        if path.suffix.lower() != ".gpkg":
+            raise OutputIsOtherKind(f"{path} is written as a GeoPackage. Give it a name that ends in .gpkg.")
+        return
     if not header.startswith(_SQLITE_HEADER) or header[_APPLICATION_ID] not in _GEOPACKAGE_IDS:
         raise OutputIsOtherKind(f"{path} exists and is no GeoPackage. Choose another name; it was left as it is.")
-    taken = {layer.casefold() for layer in _tables(path)}
-    existing = [layer for layer in layers if layer.casefold() in taken]
-    if existing and not overwrite:
-        raise LayerExists(
-            f"{path} has a layer {existing[0]!r} already. Choose another layer name, or allow overwriting."
-        )
+    if not os.access(path, os.W_OK):
+        raise OutputNotWritable(f"{path} is read-only. Choose another name, or allow writing to it.")
+    features, others = _tables(path)
+    for layer in layers:
+        if layer.casefold() in others:
+            raise OutputIsOtherKind(
+                f"{path} has a table {layer!r} that is no polygon layer. Choose another layer name."
+            )
+        if layer.casefold() in features and not overwrite:
+            raise LayerExists(f"{path} has a layer {layer!r} already. Choose another layer name, or allow overwriting.")
 
 
-def write_layer(layer: geopandas.GeoDataFrame, path: Path, name: str, provenance: dict[str, str]) -> None:
-    """Writes a polygon layer, in place of one of the same name.
+def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, overwrite: bool) -> None:
+    """Adds `layers` to the GeoPackage at `path`, or replaces those of the same name; makes the file where it is new.
 
     Args:
-        layer: of `footprints.footprints`; may be empty.
-        path: a GeoPackage that only this process has open, or a new file.
-        name: of the layer.
-        provenance: how the layer came about; stored as the layer's metadata.
+        path: of the GeoPackage.
+        layers: all of them are written, or none.
+        scratch: empty folder on the same disk.
+        overwrite: whether layers of the same name may be replaced.
 
     Raises:
-        DiskFull, OutputNotWritable
+        OutputIsOtherKind, LayerExists, OutputNotWritable: see `check_target`; the last also where another program keeps
+            the file locked.
+        DiskFull
     """
-    with write_errors(path), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*crs.*was not provided.*")
-        layer.to_file(
-            path,
-            layer=name,
-            driver="GPKG",
-            engine="pyogrio",
-            geometry_type="Polygon",
-            layer_metadata=provenance,
-            dataset_options={"VERSION": _VERSION},
-        )
+    copy = scratch / path.name
+    for _ in range(_ATTEMPTS):
+        check_target(path, [layer.name for layer in layers], overwrite=overwrite)
+        with write_errors(path):
+            if not path.exists():
+                _write(copy, layers, {})
+                copy.replace(path)
+                return
+            with _watched(path) as unchanged:
+                copy.unlink(missing_ok=True)
+                _backup(path, copy)
+                _write(copy, layers, _tables(path)[0])
+                if unchanged():
+                    _backup(copy, path)
+                    return
+    raise OutputNotWritable(f"Other programs keep changing {path}. Choose another file, or try again later.")
+
+
+def _write(path: Path, layers: Sequence[BuildingLayer], existing: dict[str, str]) -> None:
+    """Writes layers into a file that only this process has open; `existing` spells the layers that are replaced."""
+    for layer in layers:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*crs.*was not provided.*")
+            layer.table.to_file(
+                path,
+                layer=existing.get(layer.name.casefold(), layer.name),
+                driver="GPKG",
+                engine="pyogrio",
+                geometry_type="Polygon",
+                layer_metadata=layer.provenance,
+                dataset_options={"VERSION": _VERSION},
+            )
 
 
 @contextmanager
-def staged(path: Path, scratch: Path) -> Iterator[Path]:
-    """A GeoPackage in `scratch` to write to, with all that `path` holds; it takes the place of `path` at the end.
+def _watched(path: Path) -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether no other connection has committed anything since."""
+    with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as watch:
 
-    Nothing happens to `path` when the body raises.
+        def version() -> object:
+            return watch.execute("PRAGMA data_version").fetchone()
 
-    Raises:
-        DiskFull, OutputNotWritable
-    """
-    copy = scratch / path.name
-    exists = path.exists()
-    if exists:
-        with write_errors(path):
-            _backup(path, copy)
-    yield copy
-    with write_errors(path):
-        if exists:
-            _backup(copy, path)
-        else:
-            copy.replace(path)
+        before = version()
+        yield lambda: version() == before
 
 
 def _backup(source: Path, target: Path) -> None:
@@ -116,6 +155,10 @@ def _head(path: Path) -> bytes:
         return file.read(100)
 
 
-def _tables(path: Path) -> list[str]:
+def _tables(path: Path) -> tuple[dict[str, str], set[str]]:
+    """Layers of features, folded name to spelling, and the folded names of all other tables."""
     with write_errors(path), closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
-        return [name for (name,) in connection.execute("SELECT table_name FROM gpkg_contents")]
+        rows = connection.execute("SELECT table_name FROM gpkg_contents WHERE data_type = 'features'")
+        features = {name.casefold(): name for (name,) in rows}
+        everything = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
+        return features, {name.casefold() for (name,) in everything} - features.keys()

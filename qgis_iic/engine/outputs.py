@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 from pyogrio.errors import DataLayerError, DataSourceError
 from rasterio.errors import RasterioError
 
-from qgis_iic.protocol.errors import DiskFull, OutputNotWritable
+from qgis_iic.protocol.errors import DiskFull, OutputIsOtherKind, OutputNotWritable
 from qgis_iic.protocol.job import Job
 
 _NO_ROOM_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,7 +29,7 @@ def scratch_folder(job: Job) -> Iterator[Path]:
         OutputNotWritable, DiskFull: it can't be made.
     """
     output = Path(job.output)
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):  # noqa: PTH112 - pathlib's raises where a folder above can't be entered
         raise OutputNotWritable(f"There is no folder {output.parent}. Make it first, or choose another output.")
     with write_errors(output):
         job.scratch.mkdir()
@@ -36,6 +37,13 @@ def scratch_folder(job: Job) -> Iterator[Path]:
         yield job.scratch
     finally:
         shutil.rmtree(job.scratch, ignore_errors=True)
+
+
+def check_is_no_source(job: Job) -> None:
+    """Raises OutputIsOtherKind where the output is one of the job's rasters, which replacing it would destroy."""
+    for source in job.sources:
+        if os.path.exists(source.path) and os.path.exists(job.output) and os.path.samefile(source.path, job.output):  # noqa: PTH110, PTH121 - as above
+            raise OutputIsOtherKind(f"The output {job.output} is one of the rasters. Choose another name.")
 
 
 @contextmanager

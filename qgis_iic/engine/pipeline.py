@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from qgis_iic.engine import class_raster, geopackage
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.footprints import footprints
-from qgis_iic.engine.outputs import scratch_folder, write_errors
+from qgis_iic.engine.geopackage import BuildingLayer
+from qgis_iic.engine.outputs import check_is_no_source, scratch_folder
 from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
 from qgis_iic.engine.session import Session, model_file
 from qgis_iic.engine.stitching import Planes, strips
@@ -27,6 +28,10 @@ from qgis_iic.protocol.errors import ModelNotMatched
 from qgis_iic.protocol.events import Emit, Layer, Progress, Result, Started, Warned
 from qgis_iic.protocol.job import Job, Source
 from qgis_iic.protocol.model_metadata import ModelMetadata
+
+_SPECK = 0.5
+"""Share of the minimum area below which a component is not even traced. The area of a pixel is that at the raster's
+centre here; elsewhere it differs by much less than this leaves room for, and the exact minimum is applied later."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,7 @@ def class_map(
 
 def _check_output(job: Job) -> None:
     output = Path(job.output)
+    check_is_no_source(job)
     if job.task == "extract":
         geopackage.check_target(output, [source.layer for source in job.sources], overwrite=job.overwrite)
     else:
@@ -193,8 +199,7 @@ def _segment(
             with clock.stage("write"):
                 writer.write(strip)
     progress.check()
-    with write_errors(Path(job.output)):
-        staged.replace(job.output)
+    class_raster.publish(staged, Path(job.output))
     return ()
 
 
@@ -202,28 +207,30 @@ def _extract(
     job: Job, session: Session, plans: list[Plan], scratch: Path, clock: Clock, progress: _Progress
 ) -> tuple[Layer, ...]:
     layers = []
-    with geopackage.staged(Path(job.output), scratch) as staged:
-        for source, made in zip(job.sources, plans, strict=True):
-            vectorizer = Vectorizer(session.building_clusters or ())
-            components: list[Component] = []
-            for strip in strips(session, made.reader, made.rows, clock, progress.of(made)):
-                with clock.stage("vectorize"):
-                    components += vectorizer.feed(strip)
+    for source, made in zip(job.sources, plans, strict=True):
+        smallest = _SPECK * job.min_area / made.reader.pixel_area
+        vectorizer = Vectorizer(session.building_clusters or (), smallest)
+        components: list[Component] = []
+        for strip in strips(session, made.reader, made.rows, clock, progress.of(made)):
             with clock.stage("vectorize"):
-                components += vectorizer.finish()
-                table = footprints(
-                    components,
-                    made.reader.grid.transform,
-                    made.raster.crs,
-                    min_area=job.min_area,
-                    max_hole_area=job.max_hole_area,
-                )
-            progress.check()
-            with clock.stage("write"):
-                geopackage.write_layer(table, staged, source.layer, _provenance(job, session, made))
-            layers.append(Layer(source.path, source.layer, len(table), float(table["area_m2"].sum())))
-        progress.check()
-    return tuple(layers)
+                components += vectorizer.feed(strip)
+        with clock.stage("vectorize"):
+            components += vectorizer.finish()
+            table = footprints(
+                components,
+                made.reader.grid.transform,
+                made.raster.crs,
+                min_area=job.min_area,
+                max_hole_area=job.max_hole_area,
+            )
+        layers.append(BuildingLayer(source.layer, table, _provenance(job, session, made)))
+    progress.check()
+    with clock.stage("write"):
+        geopackage.write_layers(Path(job.output), layers, scratch, overwrite=job.overwrite)
+    return tuple(
+        Layer(source.path, layer.name, len(layer.table), float(layer.table["area_m2"].sum()))
+        for source, layer in zip(job.sources, layers, strict=True)
+    )
 
 
 def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:
@@ -232,11 +239,16 @@ def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:
     return {
         "IIC_SOURCE": made.raster.path,
         "IIC_BANDS": ",".join(map(str, made.reader.bands)),
+        "IIC_CRS": made.raster.crs.to_string() if made.raster.crs else "",
         "IIC_WORKING_PIXEL_SCALE": ",".join(map(repr, made.reader.grid.scale)),
+        "IIC_WORKING_WINDOW": ",".join(map(str, astuple(made.window))),
+        "IIC_GAIN": ",".join(map(str, made.reader.gain)),
+        "IIC_OFFSET": ",".join(map(str, made.reader.offset)),
         "IIC_MODEL": metadata.name,
         "IIC_MODEL_WEIGHTS_SHA256": metadata.weights_sha256,
         "IIC_BUILDING_CLUSTERS": ",".join(map(str, session.building_clusters or ())),
         "IIC_PROVIDER": session.provider,
+        "IIC_PRECISION": job.precision,
         "IIC_MIN_AREA_M2": repr(job.min_area),
         "IIC_MAX_HOLE_AREA_M2": repr(job.max_hole_area),
         "IIC_VERSION": __version__,

@@ -6,6 +6,7 @@ fixed sum over source pixels, added in a fixed order. That makes it the same num
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,9 +30,16 @@ from qgis_iic.protocol.errors import (
     SourceNotRaster,
     SourceUnsuitable,
 )
+from qgis_iic.protocol.job import names_a_file
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+
+_COARSEST = 4.0
+"""Times the model's largest ground sampling distance: in coarser pixels there are no buildings to be seen."""
+
+_RESAMPLED_AT_ONCE = 4_000_000
+"""Source pixels of a band that are held at once while a window is resampled."""
 
 _ALL_BUT_ROUNDING = 0.999
 """Share of a resampled pixel that has to have data; the float32 weights add up to 1 but for rounding."""
@@ -112,7 +120,8 @@ class Raster:
 
         Returns:
             Values float32 [bands, height, width], 0 where not valid, and validity bool [height, width]: the mask band,
-            alpha or no-data value says so in one of the bands at least, and all values are finite.
+            alpha or no-data value says so, and all values are finite. No-data values have to be in all bands of 8-bit
+            rasters to make a pixel invalid, else in one.
 
         Raises:
             SourceCorrupt: a block can't be read or decoded.
@@ -127,7 +136,9 @@ class Raster:
                 f"{self.path} can't be read around column {window.col}, row {window.row}: {error}. "
                 "The file is damaged or incomplete; fetch or export it again."
             ) from error
-        valid = masks.any(axis=0) & np.isfinite(values).all(axis=0)
+        # 8-bit imagery uses the whole range, so that its no-data value also occurs in single bands of seen pixels.
+        has_data = masks.any(axis=0) if self.dtype == "uint8" else masks.all(axis=0)
+        valid = has_data & np.isfinite(values).all(axis=0)
         values[:, ~valid] = 0
         return values, valid
 
@@ -151,8 +162,8 @@ def open_raster(path: str | Path, crs: str | None = None) -> Iterator[Raster]:
         try:
             dataset = rasterio.open(path)
         except RasterioIOError as error:
-            if not Path(path).exists() and not path.startswith("/vsi") and ":" not in path:
-                raise SourceNotFound(f"There is no raster at {path}.") from error
+            if names_a_file(path) and not os.path.exists(path):  # noqa: PTH110 - pathlib's may raise
+                raise SourceNotFound(f"There is no raster at {path}, or its folder can't be read.") from error
             raise SourceNotRaster(f"{path} is not a raster that GDAL can open: {error}.") from error
         with dataset:
             _check_usable(dataset, path)
@@ -164,6 +175,8 @@ def _check_usable(dataset: rasterio.DatasetReader, path: str) -> None:
         raise SourceNotRaster(f"{path} holds no raster band of its own; open one of its subdatasets.")
     if any(np.issubdtype(dtype, np.complexfloating) for dtype in dataset.dtypes):
         raise SourceUnsuitable(f"{path} has complex values; the models take real ones.")
+    if dataset.transform.is_identity and dataset.gcps[0]:
+        raise SourceUnsuitable(f"{path} has control points only. Warp it first, in QGIS with Warp (reproject).")
     if dataset.transform.is_identity or dataset.transform.determinant == 0:
         raise SourceUnsuitable(
             f"{path} is not georeferenced. Give it a position first, in QGIS with the Georeferencer."
@@ -222,8 +235,18 @@ def working_grid(raster: Raster, gsd: float, gsd_range: tuple[float, float]) -> 
         raster: open.
         gsd: wanted ground sampling distance, in metres.
         gsd_range: smallest and largest ground sampling distance, in metres, that need no resampling.
+
+    Raises:
+        SourceUnsuitable: there is no ground sampling distance, or one by far too coarse for the model.
     """
     own = raster.gsd
+    if not all(np.isfinite(length) and length > 0 for length in own):
+        raise SourceUnsuitable(f"The coordinates of {raster.path} do not fit its coordinate reference system.")
+    if max(own) > _COARSEST * gsd_range[1]:
+        raise SourceUnsuitable(
+            f"{raster.path} has pixels of {max(own):.3g} m, and the model knows those of {gsd_range[0]:g} to "
+            f"{gsd_range[1]:g} m: there is nothing for it to see. Choose finer imagery."
+        )
     if all(gsd_range[0] <= length <= gsd_range[1] for length in own):
         return WorkingGrid(raster.width, raster.height, raster.transform, (1.0, 1.0))
     scale_x, scale_y = gsd / own[0], gsd / own[1]
@@ -243,6 +266,10 @@ class GridReader:
         bands: 1-based, in the model's order.
         moments: mean and standard deviation per band that the values are brought to, by the statistics of the whole
             layer; None leaves them as they are.
+
+    Attributes:
+        raster, grid, bands: as given.
+        gain, offset: per band, float32 [bands]; what the values are multiplied by, and what is added then.
     """
 
     def __init__(
@@ -255,10 +282,18 @@ class GridReader:
         self.raster = raster
         self.grid = grid
         self.bands = bands
-        self._gain = np.ones((len(bands), 1, 1), np.float32)
-        self._offset = np.zeros((len(bands), 1, 1), np.float32)
+        self.gain = np.ones(len(bands), np.float32)
+        self.offset = np.zeros(len(bands), np.float32)
         if moments is not None:
             self._match_moments(*moments)
+
+    @property
+    def pixel_area(self) -> float:
+        """Of a working pixel at the raster's centre, in m2 on the ground."""
+        along_columns, along_rows = self.raster.gsd
+        a, b, _, d, e, _ = self.raster.transform[:6]
+        sine = abs(a * e - b * d) / (np.hypot(a, d) * np.hypot(b, e))  # of the angle between columns and rows
+        return float(along_columns * along_rows * self.grid.scale[0] * self.grid.scale[1] * sine)
 
     def read(self, window: Window) -> tuple[Floats, Mask]:
         """Values float32 [bands, height, width] and validity bool [height, width] of a window in working pixels.
@@ -282,18 +317,26 @@ class GridReader:
             values, valid = self.raster.read(self.bands, window)
         else:
             values, valid = self._resample(window)
-        values = values * self._gain + self._offset
+        values = values * self.gain[:, None, None] + self.offset[:, None, None]
         values[:, ~valid] = 0
         return values, valid
 
     def _resample(self, window: Window) -> tuple[Floats, Mask]:
+        """Resamples some rows at a time, so that memory does not grow with the fineness of the source."""
+        values = np.empty((len(self.bands), window.height, window.width), np.float32)
+        valid = np.empty((window.height, window.width), np.bool_)
+        source_row = self.grid.scale[0] * window.width * self.grid.scale[1]
+        step = max(1, int(_RESAMPLED_AT_ONCE / source_row))
         columns = _taps(window.col, window.col_stop, self.grid.scale[0], self.raster.width)
-        rows = _taps(window.row, window.row_stop, self.grid.scale[1], self.raster.height)
-        source = Window.spanning(columns.start, rows.start, columns.stop, rows.stop)
-        values, valid = self.raster.read(self.bands, source)
-        planes = np.concatenate([values, valid[None].astype(np.float32)])
-        sums = columns.apply(rows.apply(planes.swapaxes(1, 2)).swapaxes(1, 2))
-        return sums[:-1], sums[-1] > _ALL_BUT_ROUNDING
+        for start in range(0, window.height, step):
+            stop = min(start + step, window.height)
+            rows = _taps(window.row + start, window.row + stop, self.grid.scale[1], self.raster.height)
+            source = Window.spanning(columns.start, rows.start, columns.stop, rows.stop)
+            read, read_valid = self.raster.read(self.bands, source)
+            planes = np.concatenate([read, read_valid[None].astype(np.float32)])
+            sums = columns.apply(rows.apply(planes.swapaxes(1, 2)).swapaxes(1, 2))
+            values[:, start:stop], valid[start:stop] = sums[:-1], sums[-1] > _ALL_BUT_ROUNDING
+        return values, valid
 
     def _match_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Sets gain and offset from the layer's own statistics, which do not depend on the window that is asked for."""
@@ -303,8 +346,8 @@ class GridReader:
         own_mean = values.mean(axis=1, dtype=np.float64)
         own_std = values.std(axis=1, dtype=np.float64)
         gain = np.asarray(std) / np.where(own_std > 0, own_std, 1.0)
-        self._gain[:, 0, 0] = gain
-        self._offset[:, 0, 0] = np.asarray(mean) - own_mean * gain
+        self.gain[:] = gain
+        self.offset[:] = np.asarray(mean) - own_mean * gain
 
     def _valid_values(self, window: Window) -> Floats:
         values, valid = self._read_inside(window)

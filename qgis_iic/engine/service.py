@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import sys
 import threading
@@ -27,6 +28,7 @@ def main(arguments: list[str]) -> int:
         events.flush()
 
     cancellation = Cancellation()
+    signal.signal(signal.SIGTERM, lambda *_: cancellation.request())
     threading.Thread(target=_watch_standard_input, args=(cancellation,), daemon=True).start()
     try:
         job = _read_job(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,8 @@ def model_file(model: str | Path, precision: Precision) -> Path:
     path = Path(model)
     if precision != "fp32":
         path = path.with_name(f"{path.stem}.{precision}{path.suffix}")
-    if not path.is_file():
-        raise ModelNotFound(f"There is no model at {path}.")
+    if not os.path.isfile(path):  # noqa: PTH113 - pathlib's raises where a folder above can't be entered
+        raise ModelNotFound(f"There is no model at {path}, or its folder can't be read.")
     return path
 
 

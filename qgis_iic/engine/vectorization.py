@@ -58,17 +58,24 @@ class _Open:
     joined: _Open | None = field(default=None, repr=False)
 
     def root(self) -> _Open:
+        """The component that all of it became part of; shortens the way there for the next time."""
+        root = self
+        while root.joined is not None:
+            root = root.joined
         component = self
         while component.joined is not None:
-            component = component.joined
-        return component
+            component.joined, component = root, component.joined
+        return root
 
     def join(self, other: _Open) -> None:
-        if other is not self:
-            self.pieces += other.pieces
-            self.votes = self.votes + other.votes
-            self.probability += other.probability
-            other.joined = self
+        """Makes two roots one, the one of fewer pieces part of the other."""
+        if other is self:
+            return
+        larger, smaller = (self, other) if len(self.pieces) >= len(other.pieces) else (other, self)
+        larger.pieces += smaller.pieces
+        larger.votes = larger.votes + smaller.votes
+        larger.probability += smaller.probability
+        smaller.joined = larger
 
     def closed(self) -> Component:
         polygon = (
@@ -82,9 +89,11 @@ class Vectorizer:
 
     Args:
         building_clusters: cluster numbers that are buildings.
+        smallest: components whose bounding box has fewer pixels may be left out.
     """
 
-    def __init__(self, building_clusters: Sequence[int]) -> None:
+    def __init__(self, building_clusters: Sequence[int], smallest: float = 0) -> None:
+        self._smallest = smallest
         self._is_building = np.zeros(NODATA + 1, np.bool_)
         self._is_building[list(building_clusters)] = True
         self._is_building[NODATA] = False
@@ -94,7 +103,7 @@ class Vectorizer:
     def feed(self, strip: Strip) -> Iterator[Component]:
         """The components that end in this strip; the strip must lie right below the one before."""
         mask = self._is_building[strip.planes[0]]
-        labels, count = ndimage.label(mask, output=np.int32)
+        labels, count = self._label(mask)
         pieces = _trace(labels, count, strip)
         links = self._links_to_previous(labels[0])
         reaching_border = np.unique(labels[-1][labels[-1] > 0]).tolist()
@@ -120,6 +129,25 @@ class Vectorizer:
         """The components that reach the lower end of the last strip."""
         yield from (part.closed() for part in {id(part): part for part in self._open.values()}.values())
         self._open = {}
+
+    def _label(self, mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+        """Labels from 1 up, int32 [height, width], of the 4-connected components, and their number.
+
+        Specks are left out, but for those at a border of the strip, which may be part of something larger.
+        """
+        labels, count = ndimage.label(mask, output=np.int32)
+        if self._smallest > 1:
+            height = mask.shape[0]
+            kept = np.zeros(count + 1, np.bool_)
+            kept[1:] = [
+                rows.start == 0
+                or rows.stop == height
+                or (rows.stop - rows.start) * (columns.stop - columns.start) >= self._smallest
+                for rows, columns in ndimage.find_objects(labels)
+            ]
+            numbers = np.cumsum(kept, dtype=np.int32)
+            labels, count = np.where(kept, numbers, 0).astype(np.int32)[labels], int(numbers[-1])
+        return labels, count
 
     def _links_to_previous(self, first_row: NDArray[np.int32]) -> list[tuple[int, int]]:
         """Pairs (label above, label below) that share a pixel edge across the strips' border."""

@@ -7,6 +7,8 @@ absolute, areas in square metres on the ground, and windows count pixels of the 
 from __future__ import annotations
 
 import json
+import os
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +24,14 @@ Provider = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "fp16", "int8"]
 
 Window = tuple[int, int, int, int]
+
+_NO_FILE = re.compile(r"/vsi|[A-Za-z]{2,}:")
+"""Begin of `/vsizip/...`, `GPKG:...` and the like, but not of `C:\\...`."""
+
+
+def names_a_file(path: str) -> bool:
+    """Whether a source's path is that of a file, and not something else that GDAL opens."""
+    return os.path.exists(path) or not _NO_FILE.match(path)  # noqa: PTH110 - pathlib's may raise
 
 
 @dataclass(frozen=True)
@@ -85,8 +95,7 @@ class Job:
 
         The engine makes and removes it; whoever kills the engine removes it in its place.
         """
-        output = Path(self.output)
-        return output.with_name(f".{output.name}.{self.id}.partial")
+        return Path(self.output).with_name(f".{self.id}.iic-partial")
 
     def to_json(self) -> str:
         return json.dumps({"version": VERSION, **asdict(self)}, indent=2)
@@ -125,13 +134,18 @@ def layer_names(rasters: Sequence[str], name: str) -> list[str]:
     """
     names: list[str] = []
     for raster in rasters:
-        wanted = name if name and len(rasters) == 1 else f"{name}_{raster}" if name else raster
-        # QGIS separates the parts of a layer's address by bars.
-        wanted = wanted.replace("|", "_").strip() or "buildings"
+        wanted = _allowed(name if name and len(rasters) == 1 else f"{name}_{raster}" if name else raster)
         taken = {used.casefold() for used in names}
         candidates = (wanted, *(f"{wanted}_{number}" for number in range(2, len(rasters) + 2)))
         names.append(next(candidate for candidate in candidates if candidate.casefold() not in taken))
     return names
+
+
+def _allowed(name: str) -> str:
+    """A name that QGIS and GeoPackages take: QGIS separates the parts of a layer's address by bars."""
+    name = name.replace("|", "_").strip() or "buildings"
+    reserved = name.casefold().startswith(("gpkg", "sqlite_", "rtree_"))
+    return f"_{name}" if reserved or not (name[0].isalnum() or name[0] == "_") else name
 
 
 def _construct(kind: type[Any], record: Any) -> Any:
@@ -154,6 +168,7 @@ def _check(job: Job) -> None:
     for name in ("model", "output", "id"):
         value = getattr(job, name)
         _require(isinstance(value, str) and value != "", f"`{name}` must be a text that is not empty")
+        _require("\0" not in value, f"`{name}` must not hold a null character")
     _require(job.id.isalnum(), "`id` must consist of letters and digits")
     _require(Path(job.output).is_absolute(), f"`output` must be an absolute path, not {job.output}")
     _require(len(job.sources) > 0, "`sources` must name at least one raster")
@@ -165,6 +180,7 @@ def _check(job: Job) -> None:
     if job.building_clusters is not None:
         counts = all(_is_count(cluster, least=0) for cluster in job.building_clusters)
         _require(counts, "`building_clusters` must be cluster numbers")
+    _require(isinstance(job.overwrite, bool), "`overwrite` must be true or false")
     for source in job.sources:
         _check_source(source, job.task)
     layers = [source.layer.casefold() for source in job.sources]
@@ -180,7 +196,7 @@ def _check_source(source: Source, task: Task) -> None:
     if source.window is not None:
         _require(
             len(source.window) == 4
-            and all(_is_number(value) and value == int(value) for value in source.window)
+            and all(isinstance(value, int) and not isinstance(value, bool) for value in source.window)
             and min(source.window[2:]) > 0,
             "`window` must be four whole numbers: column, row, width, height, the last two positive",
         )

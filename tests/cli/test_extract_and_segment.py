@@ -33,10 +33,16 @@ def iic(*arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_that_states_its_defaults(command: str) -> None:
+def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0
     assert result.output.startswith(f"Usage: main {command}")
+
+
+def test_the_help_states_defaults() -> None:
+    output = CliRunner().invoke(main, ["extract", "--help"]).output
+    for default in ("[default: 10.0]", "[default: auto]", "[default: the model's]", "[default: the raster's name]"):
+        assert default in " ".join(output.split())
 
 
 def test_extract_says_what_it_found(folder: Path) -> None:

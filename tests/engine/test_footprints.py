@@ -61,6 +61,17 @@ def test_measures_are_those_of_the_ellipsoid(crs: str, transform: Affine) -> Non
         assert row.perimeter_m == pytest.approx(geod.geometry_length(geographic.boundary), rel=1e-6)
 
 
+@pytest.mark.parametrize("latitude", [0.0, 0.01, 60.0])
+def test_measures_across_the_180th_meridian(latitude: float) -> None:
+    def boxes(*centers: float) -> np.ndarray:
+        south, north = latitude - 1e-4, latitude + 1e-4
+        return np.array([shapely.box(x - 1e-4, south, x + 1e-4, north) for x in centers], object)
+
+    crs = pyproj.CRS("EPSG:4326")
+    for across, elsewhere in zip(measure(boxes(-179.9998, 179.9998), crs), measure(boxes(10.0), crs), strict=True):
+        np.testing.assert_allclose(across, elsewhere[0], rtol=1e-6)
+
+
 def test_small_holes_are_filled_and_large_ones_stay() -> None:
     parts = [court(30, 10), component(shapely.transform(court(30, 20).polygon, lambda xy: np.add(xy, (100, 0))))]
     table = footprints(parts, Affine.scale(0.5), None, min_area=0, max_hole_area=25)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas
@@ -12,25 +14,23 @@ import pyproj
 import pytest
 import shapely
 
+from qgis_iic.engine import geopackage
 from qgis_iic.engine.footprints import footprints
-from qgis_iic.engine.geopackage import check_target, staged, write_layer
+from qgis_iic.engine.geopackage import BuildingLayer, check_target, write_layers
 from qgis_iic.engine.vectorization import Component
 from qgis_iic.protocol.errors import LayerExists, OutputIsOtherKind, OutputNotWritable
 from tests.rasters import NORTH_UP
 
 
-def layer(count: int) -> geopandas.GeoDataFrame:
+def layer(name: str, count: int) -> BuildingLayer:
     parts = [Component(shapely.box(9 * n, 0, 9 * n + 5, 5), n, 25, 0.5) for n in range(count)]
-    return footprints(parts, NORTH_UP, pyproj.CRS("EPSG:32645"), min_area=0, max_hole_area=0)
+    table = footprints(parts, NORTH_UP, pyproj.CRS("EPSG:32645"), min_area=0, max_hole_area=0)
+    return BuildingLayer(name, table, {"IIC_MODEL": "m"})
 
 
-def write(path: Path, name: str, count: int) -> None:
-    scratch = path.parent / "scratch"
-    scratch.mkdir(exist_ok=True)
-    with staged(path, scratch) as copy:
-        write_layer(layer(count), copy, name, {"IIC_MODEL": "m"})
-    for left in scratch.iterdir():
-        left.unlink()
+def write(path: Path, *layers: BuildingLayer) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        write_layers(path, layers, Path(scratch), overwrite=True)
 
 
 def layers(path: Path) -> dict[str, int]:
@@ -39,18 +39,18 @@ def layers(path: Path) -> dict[str, int]:
 
 def test_layers_are_added_and_replaced_and_the_others_stay(tmp_path: Path) -> None:
     path = tmp_path / "b.gpkg"
-    write(path, "first", 3)
-    write(path, "second", 4)
-    write(path, "first", 1)
+    write(path, layer("first", 3))
+    write(path, layer("second", 4))
+    write(path, layer("first", 1))
     assert layers(path) == {"first": 1, "second": 4}
     assert pyogrio.read_info(path, layer="second")["layer_metadata"]["IIC_MODEL"] == "m"
 
 
 def test_a_layer_comes_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "b.gpkg"
-    write(path, "first", 3)
+    write(path, layer("first", 3))
     read = geopandas.read_file(path)
-    made = layer(3)
+    made = layer("first", 3).table
     assert read.crs.to_epsg() == 32645
     assert read.geom_equals(made.geometry).all()
     for column in ("id", "cluster", "area_m2", "perimeter_m", "confidence"):
@@ -58,7 +58,7 @@ def test_a_layer_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_an_empty_layer_is_a_polygon_layer(tmp_path: Path) -> None:
-    write(tmp_path / "b.gpkg", "none", 0)
+    write(tmp_path / "b.gpkg", layer("none", 0))
     info = pyogrio.read_info(tmp_path / "b.gpkg", layer="none")
     assert (info["features"], info["geometry_type"], info["crs"]) == (0, "Polygon", "EPSG:32645")
     assert set(info["fields"]) == {"id", "cluster", "area_m2", "perimeter_m", "confidence"}
@@ -68,42 +68,74 @@ def test_an_empty_layer_is_a_polygon_layer(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_file_as_it_was(tmp_path: Path, exists: bool) -> None:
     path = tmp_path / "b.gpkg"
     if exists:
-        write(path, "first", 3)
+        write(path, layer("first", 3))
     before = path.read_bytes() if exists else None
-    scratch = tmp_path / "s"
-    scratch.mkdir()
-
-    def fail_half_way() -> None:
-        with staged(path, scratch) as copy:
-            write_layer(layer(2), copy, "second", {})
-            raise RuntimeError("half way")
-
-    with pytest.raises(RuntimeError, match="half way"):
-        fail_half_way()
+    broken = replace(layer("third", 1), provenance={"IIC_MODEL": 3})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="metadata"):
+        write(path, layer("second", 2), broken)
     assert (path.read_bytes() if path.exists() else None) == before
 
 
 def test_a_reader_keeps_its_connection_and_sees_the_new_layer(tmp_path: Path) -> None:
     path = tmp_path / "b.gpkg"
-    write(path, "first", 3)
+    write(path, layer("first", 3))
     with closing(sqlite3.connect(path)) as reader:
         reader.execute("PRAGMA journal_mode=WAL")  # as QGIS opens it
         assert reader.execute("SELECT count(*) FROM first").fetchone() == (3,)
-        write(path, "second", 4)
+        write(path, layer("second", 4))
         assert reader.execute("SELECT count(*) FROM second").fetchone() == (4,)
     assert layers(path) == {"first": 3, "second": 4}
 
 
 def test_what_another_program_committed_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "b.gpkg"
-    write(path, "first", 3)
+    write(path, layer("first", 3))
     with closing(sqlite3.connect(path)) as writer:
         writer.execute("PRAGMA journal_mode=WAL")
         writer.execute("CREATE TABLE notes (text TEXT)")
         writer.execute("INSERT INTO notes VALUES ('mine')")
         writer.commit()  # it is in the write-ahead log, not yet in the file
-        write(path, "second", 1)
+        write(path, layer("second", 1))
         assert writer.execute("SELECT text FROM notes").fetchone() == ("mine",)
+
+
+def test_what_is_committed_during_the_writing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "b.gpkg"
+    write(path, layer("first", 3))
+    write_one, disturbed = geopackage._write, []
+
+    def commit_meanwhile(*arguments: object) -> None:
+        write_one(*arguments)  # type: ignore[arg-type]
+        if not disturbed:
+            with closing(sqlite3.connect(path)) as other:
+                other.execute("CREATE TABLE notes (text TEXT)")
+                other.execute("INSERT INTO notes VALUES ('mine')")
+                other.commit()
+        disturbed.append(True)
+
+    monkeypatch.setattr(geopackage, "_write", commit_meanwhile)
+    write(path, layer("second", 1))
+    assert len(disturbed) == 2
+    assert layers(path) == {"first": 3, "second": 1, "notes": 1}
+    with closing(sqlite3.connect(path)) as reader:
+        assert reader.execute("SELECT text FROM notes").fetchone() == ("mine",)
+
+
+def test_a_file_that_never_rests_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "b.gpkg"
+    write(path, layer("first", 3))
+    write_one = geopackage._write
+
+    def always_commit(*arguments: object) -> None:
+        write_one(*arguments)  # type: ignore[arg-type]
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("UPDATE gpkg_contents SET description = description || 'x'")
+            other.commit()
+
+    monkeypatch.setattr(geopackage, "_write", always_commit)
+    with pytest.raises(OutputNotWritable, match="keep changing"):
+        write(path, layer("second", 1))
+    assert layers(path) == {"first": 3}
 
 
 def test_targets_of_another_kind_are_refused(tmp_path: Path) -> None:
@@ -120,18 +152,36 @@ def test_targets_of_another_kind_are_refused(tmp_path: Path) -> None:
 def test_an_existing_layer_is_replaced_only_when_asked(tmp_path: Path) -> None:
     path = tmp_path / "b.gpkg"
     check_target(path, ["first"], overwrite=False)
-    write(path, "first", 1)
+    write(path, layer("first", 1))
     check_target(path, ["second"], overwrite=False)
     check_target(path, ["FIRST"], overwrite=True)
+    write(path, layer("FIRST", 2))
+    assert layers(path) == {"first": 2}
     with pytest.raises(LayerExists, match="FIRST"):
         check_target(path, ["second", "FIRST"], overwrite=False)
+
+
+def test_a_table_that_is_no_layer_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "b.gpkg"
+    write(path, layer("first", 1))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE notes (text TEXT)")
+        connection.commit()
+    with pytest.raises(OutputIsOtherKind, match="Notes"):
+        check_target(path, ["Notes"], overwrite=True)
+
+
+def test_a_new_file_has_the_suffix_of_its_kind(tmp_path: Path) -> None:
+    check_target(tmp_path / "new.GPKG", ["a"], overwrite=False)
+    with pytest.raises(OutputIsOtherKind, match=r"ends in \.gpkg"):
+        check_target(tmp_path / "new.tif", ["a"], overwrite=False)
 
 
 def test_a_locked_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qgis_iic.engine.geopackage._BUSY_SECONDS", 0.1)
     path = tmp_path / "b.gpkg"
-    write(path, "first", 1)
+    write(path, layer("first", 1))
     with closing(sqlite3.connect(path)) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(OutputNotWritable, match="locked"):
-            write(path, "second", 1)
+            write(path, layer("second", 1))

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import geopandas
 import numpy as np
@@ -234,6 +235,24 @@ def test_a_class_raster_is_replaced_only_when_asked(scene: Path, model: Path, tm
         assert output.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["scene.tif", "link.tif"])
+def test_a_raster_is_never_its_own_output(scene: Path, model: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "link.tif").symlink_to(scene)
+    before = scene.read_bytes()
+    with pytest.raises(OutputIsOtherKind, match="one of the rasters"):
+        segment(scene, model, tmp_path / name, overwrite=True)
+    assert scene.read_bytes() == before
+
+
+def test_what_other_programs_kept_of_the_old_class_raster_goes(scene: Path, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "classes.tif"
+    segment(scene, model, output)
+    for suffix in (".ovr", ".aux.xml", ".msk"):
+        (tmp_path / f"classes.tif{suffix}").touch()
+    segment(scene, model, output, overwrite=True)
+    assert {path.name for path in tmp_path.glob("classes*")} == {"classes.tif"}
+
+
 def listing(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -255,6 +274,10 @@ def listing(folder: Path) -> set[str]:
         ({"output": "{folder}/text.tif"}, OutputIsOtherKind),
         ({"output": "{folder}"}, OutputIsOtherKind),
         ({"output": "/proc/out.gpkg"}, OutputNotWritable),
+        ({"output": "{folder}/" + 300 * "x" + ".gpkg"}, OutputNotWritable),
+        ({"output": "{folder}/new.shp"}, OutputIsOtherKind),
+        ({"sources": (Source("{folder}/astray.tif", "a"),)}, SourceUnsuitable),
+        ({"sources": (Source("{folder}/coarse.tif", "a"),)}, SourceUnsuitable),
         ({"output": "{folder}/taken.gpkg"}, LayerExists),
     ],
 )
@@ -264,6 +287,8 @@ def test_what_is_wrong_has_a_name_and_leaves_nothing(
     (tmp_path / "text.tif").write_text("hello")
     write_raster(tmp_path / "grey.tif", town(50, 50, [], bands=1))
     random = np.random.default_rng(0).integers(0, 255, (3, 300, 300), np.uint8)
+    write_raster(tmp_path / "astray.tif", town(50, 50, []), crs="EPSG:4326")
+    write_raster(tmp_path / "coarse.tif", town(50, 50, []), transform=NORTH_UP @ Affine.scale(30))
     corrupt = write_raster(tmp_path / "corrupt.tif", random, tiled=True, blockxsize=64, blockysize=64)
     corrupt.write_bytes(corrupt.read_bytes()[:-100_000])
     run(Job("extract", (Source(str(scene), "a"),), str(model), str(tmp_path / "taken.gpkg")), print, Cancellation())
@@ -283,19 +308,26 @@ def test_what_is_wrong_has_a_name_and_leaves_nothing(
     assert (listing(tmp_path), (tmp_path / "taken.gpkg").read_bytes()) == before
 
 
-def test_a_cancelled_run_leaves_nothing(tmp_path: Path, scene: Path, model: Path) -> None:
+@pytest.mark.parametrize("task", ["extract", "segment"])
+def test_a_cancelled_run_leaves_nothing(
+    tmp_path: Path, scene: Path, model: Path, task: Literal["extract", "segment"]
+) -> None:
     cancellation = Cancellation()
+    done = []
 
     def cancel_at_the_third_tile(event: Event) -> None:
-        if isinstance(event, Progress) and event.done == 3:
-            cancellation.request()
+        if isinstance(event, Progress):
+            done.append(event.done)
+            if event.done == 3:
+                cancellation.request()
 
     before = listing(tmp_path)
-    for task, output in (("extract", "out.gpkg"), ("segment", "out.tif")):
-        job = Job(task, (Source(str(scene), "a"),), str(model), str(tmp_path / output))  # type: ignore[arg-type]
-        with pytest.raises(Cancelled):
-            run(job, cancel_at_the_third_tile, cancellation)
-        assert listing(tmp_path) == before
+    output = tmp_path / ("out.gpkg" if task == "extract" else "out.tif")
+    job = Job(task, (Source(str(scene), "a"),), str(model), str(output))
+    with pytest.raises(Cancelled):
+        run(job, cancel_at_the_third_tile, cancellation)
+    assert done == [1, 2, 3]
+    assert listing(tmp_path) == before
 
 
 @pytest.mark.parametrize("task", ["extract", "segment"])
@@ -310,7 +342,8 @@ def test_a_full_disk_has_a_name_and_leaves_nothing(tmp_path: Path, task: str, li
     (tmp_path / "job.json").write_text(job.to_json())
     before = listing(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "qgis_iic.engine_main", str(tmp_path / "job.json")],
+        # -B: a limit on the size of files also cuts off the byte code that Python keeps.
+        [sys.executable, "-B", "-m", "qgis_iic.engine_main", str(tmp_path / "job.json")],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ import rasterio
 from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp, Resampling
 
 from qgis_iic.engine.raster import GridReader, open_raster, working_grid
@@ -83,6 +84,14 @@ def test_a_pixel_is_valid_where_any_band_has_data(tmp_path: Path) -> None:
     np.testing.assert_array_equal(valid, [[True, False]])
 
 
+def test_beyond_8_bits_a_pixel_needs_data_in_all_bands(tmp_path: Path) -> None:
+    values = np.array([[[-9999, 5]], [[7, 6]]], np.float32)
+    write_raster(tmp_path / "r.tif", values, nodata=-9999)
+    read, valid = read_all(tmp_path / "r.tif", bands=(1, 2))
+    np.testing.assert_array_equal(valid, [[False, True]])
+    np.testing.assert_array_equal(read, [[[0, 5]], [[0, 6]]])
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "float32", "float64"])
 def test_values_of_any_type_come_as_they_are(tmp_path: Path, dtype: str) -> None:
     values = ramp(2, 6, 7, dtype)
@@ -101,6 +110,15 @@ def test_complex_values_are_refused(tmp_path: Path) -> None:
 def test_a_raster_without_position_is_refused(tmp_path: Path) -> None:
     write_raster(tmp_path / "r.tif", ramp(1, 4, 4), transform=Affine.identity(), crs=None)
     with pytest.raises(SourceUnsuitable, match="Georeferencer"), open_raster(tmp_path / "r.tif"):
+        pass
+
+
+def test_control_points_are_not_enough(tmp_path: Path) -> None:
+    points = [GroundControlPoint(0, 0, 5, 6), GroundControlPoint(0, 9, 7, 6), GroundControlPoint(9, 0, 5, 2)]
+    path = write_raster(tmp_path / "r.tif", ramp(1, 10, 10), transform=Affine.identity(), crs=None)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.gcps = points, "EPSG:32645"
+    with pytest.raises(SourceUnsuitable, match="control points"), open_raster(path):
         pass
 
 
@@ -188,6 +206,14 @@ def test_a_pixel_is_the_same_through_every_window(
         part, part_valid = reader.read(Window(col, row, width, height))
     np.testing.assert_array_equal(part, whole[:, row : row + height, col : col + width])
     np.testing.assert_array_equal(part_valid, whole_valid[row : row + height, col : col + width])
+
+
+def test_a_window_is_the_same_whatever_is_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_raster(tmp_path / "r.tif", ramp(3, 90, 80), transform=NORTH_UP @ Affine.scale(0.3), crs=None)
+    whole = read_all(path, bands=(1, 2, 3))
+    monkeypatch.setattr("qgis_iic.engine.raster._RESAMPLED_AT_ONCE", 1000)
+    for wanted, got in zip(whole, read_all(path, bands=(1, 2, 3)), strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_outside_the_raster_there_is_no_data(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_bad_job_file_is_an_event(tmp_path: Path, content: str | None) -> None
     assert [event.code for event in events if isinstance(event, Failed)] == ["job-invalid"]
 
 
-@pytest.mark.parametrize("way", ["line", "end of input"])
+@pytest.mark.parametrize("way", ["line", "end of input", "termination"])
 def test_cancelling_ends_within_a_second_and_leaves_nothing(tmp_path: Path, way: str) -> None:
     random_model(tmp_path / "model.onnx", tile_size=500)
     values = np.random.default_rng(0).integers(0, 255, (3, 6000, 6000), np.uint8)
@@ -104,6 +104,8 @@ def test_cancelling_ends_within_a_second_and_leaves_nothing(tmp_path: Path, way:
     if way == "line":
         process.stdin.write("cancel\n")
         process.stdin.flush()
+    elif way == "termination":
+        process.terminate()
     else:
         process.stdin.close()
     events, _ = finish(process)

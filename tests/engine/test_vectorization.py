@@ -21,12 +21,14 @@ CLASSES = arrays.arrays(
 )
 
 
-def vectorize(clusters: np.ndarray, cuts: list[int], origin: tuple[int, int] = (0, 0)) -> list[Component]:
+def vectorize(
+    clusters: np.ndarray, cuts: list[int], origin: tuple[int, int] = (0, 0), smallest: float = 0
+) -> list[Component]:
     """Components of a class raster that is fed in strips with ends at `cuts`."""
     height, width = clusters.shape
     probability = (np.arange(clusters.size).reshape(clusters.shape) % 255).astype(np.uint8)
     planes = np.stack([clusters, clusters, np.where(clusters == 255, 255, np.minimum(probability, 254))])
-    vectorizer = Vectorizer(BUILDINGS)
+    vectorizer = Vectorizer(BUILDINGS, smallest)
     components: list[Component] = []
     ends = sorted({cut for cut in cuts if 0 < cut < height} | {height})
     for start, end in zip([0, *ends], ends, strict=False):
@@ -100,6 +102,23 @@ def test_confidence_is_the_mean_probability() -> None:
     assert list(vectorizer.feed(strip)) == []
     (part,) = vectorizer.finish()
     assert part.confidence == pytest.approx(0.75)
+
+
+@settings(max_examples=150, deadline=None)
+@given(CLASSES, st.lists(st.integers(1, 23), max_size=4), st.integers(2, 30))
+def test_only_specks_are_left_out(clusters: np.ndarray, cuts: list[int], smallest: int) -> None:
+    def large(components: list[Component]) -> list[Component]:
+        return [part for part in components if shapely.Polygon(part.polygon.exterior).area >= smallest]
+
+    assert outlines(large(vectorize(clusters, cuts, smallest=smallest))) == outlines(large(vectorize(clusters, [])))
+
+
+def test_specks_are_left_out() -> None:
+    clusters = np.zeros((20, 20), np.uint8)
+    clusters[5:7, 5:7] = 1
+    clusters[10:15, 10:15] = 1
+    (part,) = vectorize(clusters, [], smallest=5)
+    assert part.pixels == 25
 
 
 def test_no_data_is_no_building_even_if_its_number_is_named() -> None:

@@ -62,6 +62,9 @@ def test_the_scratch_folder_lies_beside_the_output_and_is_the_jobs_own() -> None
         {"sources": [{"path": "/a.tif", "layer": "a"}, {"path": "/b.tif", "layer": "A"}]},
         {"sources": [{"path": "/a.tif", "layer": "a", "bands": [0]}]},
         {"sources": [{"path": "/a.tif", "layer": "a", "window": [0, 0, 0, 5]}]},
+        {"sources": [{"path": "/a.tif", "layer": "a", "window": [0, 0, float("inf"), 5]}]},
+        {"output": "/out/a\0.gpkg"},
+        {"overwrite": "no"},
         {"sources": [{"path": "/a.tif", "layer": "a", "colour": "blue"}]},
         {"sources": [{"layer": "a"}]},
         {"output": "relative.gpkg"},
@@ -178,6 +181,7 @@ def test_a_model_without_metadata_is_refused() -> None:
         (["a", "b"], "roofs", ["roofs_a", "roofs_b"]),
         (["a", "A", "a"], "", ["a", "A_2", "a_3"]),
         (["a|b", " "], "", ["a_b", "buildings"]),
+        (["(1) a", "gpkg b", "Ä"], "", ["_(1) a", "_gpkg b", "Ä"]),
         (["a", "a_2", "a"], "", ["a", "a_2", "a_3"]),
     ],
 )
