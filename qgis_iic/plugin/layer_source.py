@@ -58,7 +58,7 @@ def read_layer(
 
     Raises:
         WindowOutside: the extent and the raster have no pixel in common.
-        SourceUnsuitable: a service without an extent, or a raster without georeferencing with one.
+        SourceUnsuitable: no plain file and no extent, or no georeferencing and an extent.
         ModelNotFound, ModelInvalid: the raster has no pixels of its own and the model does not say its pixel size.
     """
     area = None if extent is None else _area(extent, layer, transforms)
@@ -166,9 +166,10 @@ def _crs_override(layer: QgsRasterLayer) -> str | None:
 def _exported(layer: QgsRasterLayer, area: QgsGeometry | None, model: str) -> Reading:
     if area is None:
         raise SourceUnsuitable(
-            tr("{name} is not a file but comes from a service. Choose an extent, so that only that is fetched.").format(
-                name=layer.name()
-            )
+            tr(
+                "{name} is not a plain file that the engine can open by itself: it comes from a service or is opened "
+                "with options. Choose an extent, so that only that is fetched."
+            ).format(name=layer.name())
         )
     part = area.boundingBox().intersect(layer.extent())
     export = plan_export(layer, part, model, QgsProcessingUtils.generateTempFilename("source.tif"))

@@ -123,6 +123,17 @@ def test_segmenting_writes_three_bands(qgis_process: Process, sample: Path, tmp_
     assert (tmp_path / "classes.tif").stat().st_size > 0
 
 
+def test_a_raster_is_not_overwritten_by_its_own_classes(qgis_process: Process, sample: Path, tmp_path: Path) -> None:
+    scene = tmp_path / "scene.tif"
+    shutil.copy(sample / "scene.tif", scene)
+    done = qgis_process(
+        "run", "iic:segmentraster", f"--INPUT={scene}", f"--MODEL={sample / 'model.onnx'}", f"--OUTPUT={scene}"
+    )
+    assert done.returncode != 0
+    assert "Error: output-is-other-kind" in done.stdout + done.stderr
+    assert scene.read_bytes() == (sample / "scene.tif").read_bytes()
+
+
 @pytest.mark.realdata
 def test_a_crop_of_real_imagery_with_the_model_that_ships(
     qgis_process: Process, data_folder: Path, project_folder: Path, tmp_path: Path

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from osgeo import gdal
 from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsProject, QgsRasterLayer, QgsRectangle
 from qgis.PyQt.QtCore import QEvent
 from qgis.PyQt.QtWidgets import QApplication
 
 from qgis_iic.plugin.dialog.extraction_dialog import ExtractionDialog
 from qgis_iic.plugin.dialog.extraction_run import ExtractionRun
+from qgis_iic.plugin.dialog.model_panel import ModelPanel
 from qgis_iic.plugin.dialog.parameters_panel import ParametersPanel
 
 
@@ -63,7 +65,6 @@ def test_untouched_widgets_become_the_defaults_of_the_algorithm(
     definitions = {each.name(): each for each in provider.algorithm("extractbuildings").parameterDefinitions()}
     assert parameters.pop("INPUT") == [layers[0].id()]
     assert parameters.pop("OUTPUT").endswith("out.gpkg")
-    assert parameters.pop("BANDS") == "1,2,3"  # the shipped model names its bands
     assert parameters == {name: definitions[name].defaultValue() for name in parameters}
     assert parameters.keys() == {"MODEL", "MIN_AREA", "MAX_HOLE_AREA", "OVERWRITE", "PROVIDER"}
 
@@ -97,20 +98,66 @@ def test_every_widget_reaches_its_parameter(ready: ExtractionDialog, layers: Any
     }
 
 
-def test_bands_are_found_by_their_colours(dialog: ExtractionDialog, layers: Any, model: Path, tmp_path: Path) -> None:
-    from osgeo import gdal
+GREY, RED, GREEN, BLUE, ALPHA = (
+    gdal.GCI_GrayIndex,
+    gdal.GCI_RedBand,
+    gdal.GCI_GreenBand,
+    gdal.GCI_BlueBand,
+    gdal.GCI_AlphaBand,
+)
+OPEN = -1
 
-    dataset = gdal.GetDriverByName("GTiff").Create(
-        str(tmp_path / "bgr.tif"), 4, 4, 3, options=["PHOTOMETRIC=MINISBLACK"]
-    )
-    for band, colour in enumerate((gdal.GCI_BlueBand, gdal.GCI_GreenBand, gdal.GCI_RedBand), start=1):
-        dataset.GetRasterBand(band).SetColorInterpretation(colour)
-    dataset = None
-    layer = QgsRasterLayer(str(tmp_path / "bgr.tif"), "bgr")
-    QgsProject.instance().addMapLayer(layer)
-    dialog.parameters.model.file.setFilePath(str(model))
-    dialog.parameters.layers.check([layer])
-    assert dialog.parameters.model.bands() == "3,2,1"
+
+@pytest.fixture
+def show_bands(dialog: ExtractionDialog, model: Path, tmp_path: Path) -> Callable[[list[int]], ModelPanel]:
+    """Checks a raster whose bands have the given colour interpretations, with a model of red, green and blue."""
+
+    def show(colours: list[int]) -> ModelPanel:
+        path = str(tmp_path / "coloured.tif")
+        dataset = gdal.GetDriverByName("GTiff").Create(path, 4, 4, len(colours), options=["PHOTOMETRIC=MINISBLACK"])
+        for band, colour in enumerate(colours, start=1):
+            dataset.GetRasterBand(band).SetColorInterpretation(colour)
+        dataset = None
+        layer = QgsRasterLayer(path, "coloured")
+        QgsProject.instance().addMapLayer(layer)
+        dialog.parameters.model.file.setFilePath(str(model))
+        dialog.parameters.layers.check([layer])
+        return dialog.parameters.model
+
+    return show
+
+
+@pytest.mark.parametrize(
+    ("colours", "shown"),
+    [
+        ([BLUE, GREEN, RED], [3, 2, 1]),
+        ([GREY, RED, GREEN, BLUE], [2, 3, 4]),  # more bands than the model takes
+        ([GREY, GREY, GREY], [1, 2, 3]),  # file order, as no colours are named
+        ([ALPHA, RED, GREY, GREY], [2, 3, 4]),  # file order, as one colour is not enough
+        ([GREY, GREY, GREY, GREY], [OPEN, OPEN, OPEN]),
+        ([GREY], [OPEN, OPEN, OPEN]),
+    ],
+)
+def test_the_engine_s_choice_of_bands_is_shown_and_left_to_it(
+    show_bands: Any, colours: list[int], shown: list[int]
+) -> None:
+    panel = show_bands(colours)
+    assert [combo.currentBand() for combo in panel.combos] == shown
+    assert panel.bands() == ""
+
+
+def test_bands_that_the_user_changed_are_all_named_until_changed_back(show_bands: Any) -> None:
+    panel = show_bands([BLUE, GREEN, RED])
+    panel.combos[0].setBand(1)
+    assert panel.bands() == "1,2,1"
+    panel.combos[0].setBand(3)
+    assert panel.bands() == ""
+
+
+def test_bands_that_are_chosen_by_halves_are_asked_for(ready: ExtractionDialog, show_bands: Any) -> None:
+    show_bands([GREY]).combos[0].setBand(1)
+    ready.start()
+    assert "such as 1,2,3" in texts(ready.messages)[0]
 
 
 def test_the_model_says_what_it_is_or_what_is_wrong(dialog: ExtractionDialog, model: Path, tmp_path: Path) -> None:
@@ -149,7 +196,8 @@ def test_values_are_remembered_from_run_to_run(
     ready.start()
     wait(finished(ready))
     again = ParametersPanel(QgsProject.instance(), qgis_iface.mapCanvas())
-    assert (again.min_area.value(), again.overwrite.isChecked()) == (33.0, True)
+    assert again.min_area.value() == 33.0
+    assert not again.overwrite.isChecked()  # replacing data is decided anew in each session
     assert again.output.filePath() == ready.parameters.output.filePath()
 
 
@@ -233,6 +281,25 @@ def test_cancelling_ends_the_run_within_a_second(
     assert "cancelled" in texts(ready.messages)[0]
     assert not (tmp_path / "out.gpkg").exists()
     assert QgsProject.instance().layerTreeRoot().findGroups() == []
+
+
+def test_a_result_that_comes_before_the_cancelling_is_kept(
+    ready: ExtractionDialog, engine: Any, wait: Any, tmp_path: Path
+) -> None:
+    written = gdal.GetDriverByName("GPKG").Create(str(tmp_path / "written.gpkg"), 0, 0, 0)
+    written.CreateLayer("a")
+    written = None
+    engine(
+        f'import shutil\nstart()\nshutil.copy({str(tmp_path / "written.gpkg")!r}, job["output"])\nfinish()\n'
+        'say("warning", message="All is written.")\ntime.sleep(1)'
+    )
+    ready.start()
+    wait(lambda: "All is written." in ready.log.toPlainText())
+    ready.cancel_button.click()
+    wait(finished(ready))
+    assert "3 buildings" in texts(ready.messages)[0]
+    (group,) = QgsProject.instance().layerTreeRoot().findGroups()
+    assert [node.name() for node in group.findLayers()] == ["a"]
 
 
 def test_closing_the_dialog_leaves_the_run_to_qgis(

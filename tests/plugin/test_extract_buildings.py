@@ -21,6 +21,7 @@ from qgis.core import (
     QgsRasterLayer,
     QgsRectangle,
     QgsReferencedRectangle,
+    QgsVectorLayer,
 )
 
 from qgis_iic.plugin import resource_paths
@@ -236,12 +237,27 @@ def test_an_extent_beside_the_raster_ends_the_algorithm_before_the_engine(
     assert not (tmp_path / "seen.json").exists()
 
 
+@pytest.mark.parametrize("extent", [{}, {"EXTENT": "500005,500010,2999990,2999995 [EPSG:32645]"}], ids=["all", "part"])
+def test_a_vector_layer_ends_the_algorithm_before_the_engine(
+    algorithm: Any, context: Any, engine: Any, raster: Any, tmp_path: Path, extent: dict[str, str]
+) -> None:
+    engine("finish()")
+    roads = QgsVectorLayer("LineString?crs=EPSG:32645", "roads", "memory")
+    QgsProject.instance().addMapLayer(roads)
+    feedback = Feedback()
+    parameters = {"INPUT": [str(raster()), roads.id()], "OUTPUT": str(tmp_path / "out.gpkg")} | extent
+    assert algorithm.run(parameters, context, feedback)[1] is False
+    assert "roads is not a raster" in feedback.textLog()
+    assert "Error: source-not-raster" in feedback.textLog()
+    assert not (tmp_path / "seen.json").exists()
+
+
 def test_cancelling_leaves_neither_output_nor_scratch(
     algorithm: Any, context: Any, engine: Any, raster: Any, tmp_path: Path
 ) -> None:
     engine(
         'from pathlib import Path\noutput = Path(job["output"])\n'
-        "output.with_name(f\".{output.name}.{job['id']}.partial\").mkdir()\nstart()\ntime.sleep(30)"
+        "output.with_name(f\".{job['id']}.iic-partial\").mkdir()\nstart()\ntime.sleep(30)"
     )
     folder = tmp_path / "results"
     folder.mkdir()

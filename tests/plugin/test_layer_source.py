@@ -173,8 +173,14 @@ def test_a_service_is_exported_with_the_model_s_pixels_on_the_ground(tiles: QgsR
 
 
 def test_a_service_without_an_extent_asks_for_one(tiles: QgsRasterLayer, model: Path) -> None:
-    with pytest.raises(SourceUnsuitable, match="Choose an extent"):
+    with pytest.raises(SourceUnsuitable, match=r"service or is opened with options.*Choose an extent"):
         read(tiles, None, str(model))
+
+
+def test_a_file_with_open_options_and_no_extent_asks_for_one(raster: Any, model: Path) -> None:
+    layer = QgsRasterLayer(f"{raster()}|option:NUM_THREADS=1", "town")
+    with pytest.raises(SourceUnsuitable, match=r"service or is opened with options.*Choose an extent"):
+        read(layer, None, str(model))
 
 
 @pytest.mark.parametrize(("content", "error"), [(None, ModelNotFound), (b"x", ModelInvalid)])

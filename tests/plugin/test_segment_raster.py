@@ -57,6 +57,20 @@ def test_an_output_of_another_kind_is_refused(algorithm: Any, context: Any, rast
     assert context.layersToLoadOnCompletion() == {}
 
 
+@pytest.mark.parametrize("name", ["classes.tif", "CLASSES.TIF", "classes.Tiff"])
+def test_a_geotiff_may_be_spelled_in_capitals(algorithm: Any, context: Any, raster: Any, name: str) -> None:
+    assert algorithm.checkParameterValues({"INPUT": str(raster()), "OUTPUT": f"/out/{name}"}, context) == (True, "")
+
+
+def test_what_qgis_can_t_load_as_a_raster_ends_the_algorithm(algorithm: Any, context: Any, tmp_path: Path) -> None:
+    (tmp_path / "roads.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    feedback = QgsProcessingFeedback(False)
+    parameters = {"INPUT": str(tmp_path / "roads.geojson"), "OUTPUT": str(tmp_path / "classes.tif")}
+    assert algorithm.run(parameters, context, feedback)[1] is False
+    assert "is not a raster" in feedback.textLog()
+    assert "Error: source-not-raster" in feedback.textLog()
+
+
 def test_the_real_engine_writes_a_geotiff_that_is_loaded_with_its_style(
     algorithm: Any, context: Any, sample: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from qgis.core import (
     Qgis,
+    QgsMapLayer,
     QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingException,
@@ -29,7 +30,7 @@ from qgis_iic.plugin import engine_environment, engine_process, raster_export, r
 from qgis_iic.plugin.algorithms.feedback_listener import FeedbackListener
 from qgis_iic.plugin.layer_source import Reading, read_layer
 from qgis_iic.plugin.translation import tr
-from qgis_iic.protocol.errors import Cancelled, IicError
+from qgis_iic.protocol.errors import Cancelled, IicError, SourceNotRaster
 from qgis_iic.protocol.events import Result
 from qgis_iic.protocol.job import Job, Provider, Source
 
@@ -60,8 +61,8 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     def svgIconPath(self) -> str:
         return resource_paths.icon()
 
-    def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsRasterLayer]:
-        """The rasters to read."""
+    def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
+        """What QGIS found for the input: rasters to read, unless the user named something else; None for nothing."""
         raise NotImplementedError
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> Job:
@@ -88,7 +89,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         extent = self._extent(parameters, context)
         try:
             self._readings = [
-                read_layer(layer, extent, model, context.transformContext())
+                read_layer(_raster(layer), extent, model, context.transformContext())
                 for layer in self.layers(parameters, context)
             ]
         except IicError as error:
@@ -232,6 +233,18 @@ def restyle(uri: str, style: str, context: QgsProcessingContext) -> None:
         layer.triggerRepaint()
     else:
         layer.loadNamedStyle(resource_paths.style(style))
+
+
+def _raster(layer: QgsMapLayer | None) -> QgsRasterLayer:
+    """`layer`, once it is known to be one; a list of layers may hold those of any kind.
+
+    Raises:
+        SourceNotRaster
+    """
+    if isinstance(layer, QgsRasterLayer):
+        return layer
+    name = tr("The input") if layer is None else layer.name()
+    raise SourceNotRaster(tr("{name} is not a raster. Choose a raster layer or a raster file.").format(name=name))
 
 
 def _exception(error: IicError, feedback: QgsProcessingFeedback) -> QgsProcessingException:

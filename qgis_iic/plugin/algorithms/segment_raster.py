@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from qgis.core import (
+    QgsMapLayer,
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingParameterRasterDestination,
     QgsProcessingParameterRasterLayer,
-    QgsRasterLayer,
 )
 
 from qgis_iic.plugin.algorithms.engine_algorithm import INPUT, OUTPUT, EngineAlgorithm, documented, restyle
@@ -70,11 +70,12 @@ class SegmentRaster(EngineAlgorithm):
         if not valid:
             return valid, message
         # A context of its own, because asking for the path registers the layer for loading.
-        if Path(self.parameterAsOutputLayer(parameters, OUTPUT, QgsProcessingContext())).suffix not in _GEOTIFF:
+        output = Path(self.parameterAsOutputLayer(parameters, OUTPUT, QgsProcessingContext()))
+        if output.suffix.lower() not in _GEOTIFF:
             return False, tr("The output must be a GeoTIFF: give it a name that ends in .tif.")
         return True, ""
 
-    def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsRasterLayer]:
+    def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
         return [self.parameterAsRasterLayer(parameters, INPUT, context)]
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> Job:

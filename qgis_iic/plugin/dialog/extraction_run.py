@@ -7,11 +7,12 @@ from typing import Any
 from qgis.core import (
     Qgis,
     QgsApplication,
-    QgsProcessingAlgRunnerTask,
     QgsProcessingContext,
+    QgsProcessingException,
     QgsProcessingFeedback,
     QgsProcessingUtils,
     QgsProject,
+    QgsTask,
 )
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 
@@ -53,8 +54,47 @@ class RunFeedback(QgsProcessingFeedback):
         self.said.emit(info, Qgis.MessageLevel.NoLevel)
 
 
+class ExtractionTask(QgsTask):
+    """Succeeds where the algorithm has results; QGIS's own task drops those that come just before a cancelling.
+
+    Signals:
+        executed: the outputs of the algorithm by name, none if it failed or was cancelled.
+    """
+
+    executed = pyqtSignal(dict)
+
+    def __init__(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> None:
+        super().__init__(tr("Extract buildings"), QgsTask.Flag.CanCancel)
+        self._algorithm = QgsApplication.processingRegistry().createAlgorithmById(ALGORITHM)
+        self._parameters, self._context, self._feedback = parameters, context, feedback
+        self._results: dict[str, Any] = {}
+        self._feedback.progressChanged.connect(self.setProgress)
+
+    def prepare(self) -> bool:
+        """Reads the layers, on their thread; whether they could be read."""
+        return self._algorithm.prepare(self._parameters, self._context, self._feedback)
+
+    def cancel(self) -> None:
+        self._feedback.cancel()
+        super().cancel()
+
+    def run(self) -> bool:
+        try:
+            self._results = self._algorithm.runPrepared(self._parameters, self._context, self._feedback)
+        except QgsProcessingException as error:
+            self._feedback.reportError(str(error), True)
+        return bool(self._results)
+
+    def finished(self, result: bool) -> None:
+        if result:
+            self._algorithm.postProcess(self._context, self._feedback)
+        self.executed.emit(self._results)
+
+
 class ExtractionRun(QObject):
-    """Starts when it is made; the result layers are in the project when it says `ended`.
+    """Begins with `start`; the result layers are in the project when it says `ended`.
 
     Signals:
         said: a text, and a `Qgis.MessageLevel`.
@@ -67,7 +107,7 @@ class ExtractionRun(QObject):
     ended = pyqtSignal(bool, dict)
 
     _alive: set[ExtractionRun] = set()
-    """QGIS's task holds bare references to the context and the feedback of its run, which must outlive it."""
+    """QGIS's task manager does not keep a task of Python's from being collected while it runs."""
 
     def __init__(self, parameters: dict[str, Any], project: QgsProject) -> None:
         super().__init__()
@@ -77,18 +117,15 @@ class ExtractionRun(QObject):
         self._feedback = RunFeedback()
         self._feedback.said.connect(self.said)
         self._feedback.progressChanged.connect(self.progressed)
-        self._parameters = parameters
+        self._task = ExtractionTask(parameters, self._context, self._feedback)
+        self._task.executed.connect(self._end)
 
     def start(self) -> None:
         """Reads the layers and leaves the rest to the task manager; connect the signals before."""
-        algorithm = QgsApplication.processingRegistry().algorithmById(ALGORITHM)
-        self._task = QgsProcessingAlgRunnerTask(algorithm, self._parameters, self._context, self._feedback)
-        self._task.setDescription(tr("Extract buildings"))
-        if self._task.isCanceled():  # the layers could not be read; such a task never says that it was executed
-            self._end(False, {})
-            return
-        self._task.executed.connect(self._end)
-        QgsApplication.taskManager().addTask(self._task)
+        if self._task.prepare():
+            QgsApplication.taskManager().addTask(self._task)
+        else:
+            self._end({})
 
     def cancel(self) -> None:
         self._task.cancel()
@@ -98,12 +135,11 @@ class ExtractionRun(QObject):
         self.cancel()
         self._task.waitForFinished(_CANCEL_PATIENCE)
 
-    def _end(self, successful: bool, results: dict[str, Any]) -> None:
-        succeeded = successful and not self._feedback.isCanceled()
-        if succeeded:
+    def _end(self, results: dict[str, Any]) -> None:
+        if results:
             add_to_project(self._context)
         self._alive.discard(self)
-        self.ended.emit(succeeded, results)
+        self.ended.emit(bool(results), results)
 
 
 def add_to_project(context: QgsProcessingContext) -> None:

@@ -19,6 +19,8 @@ _COLOURS = {
     "blue": Qgis.RasterColorInterpretation.BlueBand,
 }
 _FIXED_ROWS = 2
+_OPEN = -1
+"""What a combo box without a choice gives as its band; the algorithm refuses it as a band number."""
 
 
 class ModelPanel(QGroupBox):
@@ -32,6 +34,7 @@ class ModelPanel(QGroupBox):
         self.facts = QLabel()
         self.facts.setWordWrap(True)
         self.combos: list[QgsRasterBandComboBox] = []
+        self._default_bands: list[int] = []
         self._layer: QgsRasterLayer | None = None
         self._form = QFormLayout(self)
         self._form.addRow(tr("Model file"), self.file)
@@ -48,8 +51,12 @@ class ModelPanel(QGroupBox):
         self._show_model()
 
     def bands(self) -> str:
-        """The band numbers in the model's order, such as `1,2,3`; empty where there is nothing to choose from."""
-        return ",".join(str(combo.currentBand()) for combo in self.combos)
+        """The band numbers in the model's order, such as `1,2,3`.
+
+        Empty where the user changed none of them, for then the engine chooses in each raster by itself.
+        """
+        bands = [combo.currentBand() for combo in self.combos]
+        return "" if bands == self._default_bands else ",".join(map(str, bands))
 
     def set_layer(self, layer: QgsRasterLayer | None) -> None:
         """Offers the bands of `layer`; keeps what the user chose while it stays the same."""
@@ -60,7 +67,7 @@ class ModelPanel(QGroupBox):
     def _show_model(self) -> None:
         while self._form.rowCount() > _FIXED_ROWS:
             self._form.removeRow(_FIXED_ROWS)
-        self.combos = []
+        self.combos, self._default_bands = [], []
         try:
             metadata = read_metadata(self.model())
         except IicError as error:
@@ -71,20 +78,31 @@ class ModelPanel(QGroupBox):
             self._offer_bands(metadata, self._layer)
 
     def _offer_bands(self, metadata: ModelMetadata, layer: QgsRasterLayer) -> None:
-        for position, name in enumerate(metadata.bands, start=1):
+        self._default_bands = _default_bands(metadata.bands, layer)
+        for name, band in zip(metadata.bands, self._default_bands, strict=True):
             combo = QgsRasterBandComboBox()
             combo.setLayer(layer)
-            combo.setBand(_band_of(name, layer) or min(position, layer.bandCount()))
+            combo.setBand(band)
+            combo.setToolTip(
+                tr(
+                    "Shown is what is chosen for the first checked layer, and left so each raster gets a choice of its "
+                    "own. Bands that you change hold for all rasters."
+                )
+            )
             self.combos.append(combo)
             self._form.addRow(tr("Band for {name}").format(name=name), combo)
 
 
-def _band_of(name: str, layer: QgsRasterLayer) -> int | None:
-    """The band that the raster itself calls red, green or blue."""
-    wanted = _COLOURS.get(name.lower())
+def _default_bands(names: tuple[str, ...], layer: QgsRasterLayer) -> list[int]:
+    """What the engine chooses for the bands of these names: by colour, else in file order; open where neither fits."""
     provider = layer.dataProvider()
-    bands = range(1, layer.bandCount() + 1)
-    return next((band for band in bands if wanted is not None and provider.colorInterpretation(band) == wanted), None)
+    colours = {band: provider.colorInterpretation(band) for band in range(1, layer.bandCount() + 1)}
+    by_colour = {colour: band for band, colour in colours.items()}
+    named = [by_colour.get(_COLOURS.get(name), _OPEN) for name in names]
+    if _OPEN not in named:
+        return named
+    in_order = [band for band, colour in colours.items() if colour != Qgis.RasterColorInterpretation.AlphaBand]
+    return in_order if len(in_order) == len(names) else [_OPEN] * len(names)
 
 
 def _facts(metadata: ModelMetadata) -> str:

@@ -61,14 +61,13 @@ class ParametersPanel(QgsScrollArea):
         return {name: value for name, value in values.items() if value not in (None, "")}
 
     def remember(self) -> None:
-        """Keeps for the next time what does not depend on the project."""
+        """Keeps for the next time what does not depend on the project and replaces no data."""
         settings.remember(
             {
                 MODEL: self.model.model(),
                 MIN_AREA: self.min_area.value(),
                 MAX_HOLE_AREA: self.max_hole_area.value(),
                 LAYER_NAME: self.layer_name.text(),
-                OVERWRITE: self.overwrite.isChecked(),
                 PROVIDER: self.provider.currentText(),
                 TILE_SIZE: self.tile_size.value(),
                 OUTPUT: self.output.filePath(),
@@ -99,7 +98,6 @@ class ParametersPanel(QgsScrollArea):
         self.min_area.setValue(settings.last_used(MIN_AREA, 10.0))
         self.max_hole_area.setValue(settings.last_used(MAX_HOLE_AREA, 5.0))
         self.layer_name.setText(settings.last_used(LAYER_NAME, ""))
-        self.overwrite.setChecked(settings.last_used(OVERWRITE, False))
         self.provider.setCurrentText(settings.last_used(PROVIDER, "auto"))
         self.tile_size.setValue(settings.last_used(TILE_SIZE, 0))
         self.output.setFilePath(settings.last_used(OUTPUT, ""))
