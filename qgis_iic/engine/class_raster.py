@@ -58,6 +58,7 @@ class ClassRasterWriter:
 
     Args:
         path: a new file.
+        output: the name that it gets later; errors name it.
         grid: of the source.
         window: in working pixels; the raster covers just that.
         crs: WKT, or None.
@@ -67,10 +68,13 @@ class ClassRasterWriter:
         DiskFull, OutputNotWritable
     """
 
-    def __init__(self, path: Path, grid: WorkingGrid, window: Window, crs: str | None, tags: dict[str, str]) -> None:
+    def __init__(
+        self, path: Path, output: Path, grid: WorkingGrid, window: Window, crs: str | None, tags: dict[str, str]
+    ) -> None:
         self._path = path
+        self._output = output
         self._window = window
-        with write_errors(path):
+        with write_errors(output):
             self._dataset = rasterio.open(
                 path,
                 "w",
@@ -95,7 +99,7 @@ class ClassRasterWriter:
 
     def write(self, strip: Strip) -> None:
         rows, cols = strip.window.slices_in(self._window)
-        with write_errors(self._path):
+        with write_errors(self._output):
             self._dataset.write(strip.planes, window=RasterioWindow.from_slices(rows, cols))
 
     def __enter__(self) -> ClassRasterWriter:
@@ -104,7 +108,7 @@ class ClassRasterWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with write_errors(self._path):
+        with write_errors(self._output):
             self._dataset.close()
         if kind is None:
             self._check()
@@ -112,8 +116,10 @@ class ClassRasterWriter:
     def _check(self) -> None:
         """Reads every block: GDAL flushes them when the file is closed, and then reports a full disk to nobody."""
         try:
-            with write_errors(self._path), rasterio.open(self._path) as dataset:
+            with write_errors(self._output), rasterio.open(self._path) as dataset:
                 for _, window in dataset.block_windows(1):
                     dataset.read(window=window)
         except OutputNotWritable as error:
-            raise DiskFull(f"{self._path.name} came out incomplete: the disk is full or failing. {error}") from error
+            raise DiskFull(
+                f"{self._output} came out incomplete: the disk is full or failing. Nothing was written."
+            ) from error

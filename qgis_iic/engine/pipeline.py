@@ -191,15 +191,16 @@ def _segment(
 ) -> tuple[Layer, ...]:
     (made,) = plans
     crs = made.raster.crs.to_wkt() if made.raster.crs else None
-    staged = scratch / Path(job.output).name
+    output = Path(job.output)
+    staged = scratch / output.name
     with class_raster.ClassRasterWriter(
-        staged, made.reader.grid, made.window, crs, _provenance(job, session, made)
+        staged, output, made.reader.grid, made.window, crs, _provenance(job, session, made)
     ) as writer:
         for strip in strips(session, made.reader, made.rows, clock, progress.of(made)):
             with clock.stage("write"):
                 writer.write(strip)
     progress.check()
-    class_raster.publish(staged, Path(job.output))
+    class_raster.publish(staged, output)
     return ()
 
 

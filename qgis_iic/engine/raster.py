@@ -334,7 +334,7 @@ class GridReader:
             source = Window.spanning(columns.start, rows.start, columns.stop, rows.stop)
             read, read_valid = self.raster.read(self.bands, source)
             planes = np.concatenate([read, read_valid[None].astype(np.float32)])
-            sums = columns.apply(rows.apply(planes.swapaxes(1, 2)).swapaxes(1, 2))
+            sums = columns.apply(rows.apply(planes, axis=1), axis=2)
             values[:, start:stop], valid[start:stop] = sums[:-1], sums[-1] > _ALL_BUT_ROUNDING
         return values, valid
 
@@ -382,11 +382,17 @@ class _Taps:
     indices: NDArray[np.intp]
     weights: Floats
 
-    def apply(self, planes: Floats) -> Floats:
-        """Resamples the last axis, tap by tap: the order of additions is the same for every pixel of any window."""
-        result = planes[..., self.indices[:, 0]] * self.weights[:, 0]
-        for tap in range(1, self.weights.shape[1]):
-            result += planes[..., self.indices[:, tap]] * self.weights[:, tap]
+    def apply(self, planes: Floats, axis: int) -> Floats:
+        """Resamples one axis of [planes, rows, columns], 1 or 2.
+
+        Goes tap by tap, so that the order of additions is the same for every pixel of any window.
+        """
+        weights = self.weights[:, None] if axis == 1 else self.weights[None]  # [outputs, 1, taps] or [1, outputs, taps]
+        result = planes.take(self.indices[:, 0], axis) * weights[..., 0]
+        for tap in range(1, weights.shape[-1]):
+            taken = planes.take(self.indices[:, tap], axis)
+            taken *= weights[..., tap]
+            result += taken
         return result
 
 
