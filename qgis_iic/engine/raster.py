@@ -22,6 +22,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window as RasterioWindow
 
+from qgis_iic.engine.resampling import taps_between
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import (
     ModelBandsMismatch,
@@ -327,10 +328,10 @@ class GridReader:
         valid = np.empty((window.height, window.width), np.bool_)
         source_row = self.grid.scale[0] * window.width * self.grid.scale[1]
         step = max(1, int(_RESAMPLED_AT_ONCE / source_row))
-        columns = _taps(window.col, window.col_stop, self.grid.scale[0], self.raster.width)
+        columns = taps_between(window.col, window.col_stop, self.grid.scale[0], self.raster.width)
         for start in range(0, window.height, step):
             stop = min(start + step, window.height)
-            rows = _taps(window.row + start, window.row + stop, self.grid.scale[1], self.raster.height)
+            rows = taps_between(window.row + start, window.row + stop, self.grid.scale[1], self.raster.height)
             source = Window.spanning(columns.start, rows.start, columns.stop, rows.stop)
             read, read_valid = self.raster.read(self.bands, source)
             planes = np.concatenate([read, read_valid[None].astype(np.float32)])
@@ -365,52 +366,3 @@ def _spread(length: int, count: int, side: int) -> list[int]:
     """Starts of at most `count` spans of `side` pixels, spread evenly over `length` without overlap."""
     count = max(1, min(count, length // side))
     return [int(start) for start in np.linspace(0, max(0, length - side), count)]
-
-
-@dataclass(frozen=True)
-class _Taps:
-    """Resampling along one axis: output i is the sum over j of weights[i, j] times source pixel indices[i, j].
-
-    Attributes:
-        start, stop: of the source pixels that are needed.
-        indices: int [outputs, taps], counted from `start`.
-        weights: float32 [outputs, taps]; those of an output inside the raster add up to 1.
-    """
-
-    start: int
-    stop: int
-    indices: NDArray[np.intp]
-    weights: Floats
-
-    def apply(self, planes: Floats, axis: int) -> Floats:
-        """Resamples one axis of [planes, rows, columns], 1 or 2.
-
-        Goes tap by tap, so that the order of additions is the same for every pixel of any window.
-        """
-        weights = self.weights[:, None] if axis == 1 else self.weights[None]  # [outputs, 1, taps] or [1, outputs, taps]
-        result = planes.take(self.indices[:, 0], axis) * weights[..., 0]
-        for tap in range(1, weights.shape[-1]):
-            taken = planes.take(self.indices[:, tap], axis)
-            taken *= weights[..., tap]
-            result += taken
-        return result
-
-
-def _taps(start: int, stop: int, scale: float, length: int) -> _Taps:
-    """Taps of the outputs `start` to `stop` for `scale` source pixels per output, in a source of `length` pixels.
-
-    Area average for a scale of 1 and more, else bilinear between pixel centres.
-    """
-    outputs = np.arange(start, stop, dtype=np.float64)[:, None]
-    if scale >= 1:
-        low, high = outputs * scale, (outputs + 1) * scale
-        indices = np.floor(low) + np.arange(int(np.ceil(scale)) + 1)
-        weights = (np.minimum(high, indices + 1) - np.maximum(low, indices)).clip(min=0) / scale
-        weights[indices >= length] = 0  # in a raster that is smaller than one output
-    else:
-        center = ((outputs + 0.5) * scale - 0.5).clip(0, length - 1)
-        indices = np.floor(center) + np.arange(2)
-        weights = 1 - np.abs(center - indices)
-    indices = indices.clip(0, length - 1).astype(np.intp)
-    first, last = int(indices.min()), int(indices.max())
-    return _Taps(first, last + 1, indices - first, weights.astype(np.float32))

@@ -1,0 +1,59 @@
+"""Separable resampling whose result for a pixel does not depend on the window that it is computed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Resampling along one axis: output i is the sum over j of weights[i, j] times source pixel indices[i, j].
+
+    Attributes:
+        start, stop: of the source pixels that are needed.
+        indices: int [outputs, taps], counted from `start`.
+        weights: float32 [outputs, taps]; those of an output inside the raster add up to 1.
+    """
+
+    start: int
+    stop: int
+    indices: NDArray[np.intp]
+    weights: Floats
+
+    def apply(self, planes: Floats, axis: int) -> Floats:
+        """Resamples one axis of [planes, rows, columns], 1 or 2.
+
+        Goes tap by tap, so that the order of additions is the same for every pixel of any window.
+        """
+        weights = self.weights[:, None] if axis == 1 else self.weights[None]  # [outputs, 1, taps] or [1, outputs, taps]
+        result = planes.take(self.indices[:, 0], axis) * weights[..., 0]
+        for tap in range(1, weights.shape[-1]):
+            taken = planes.take(self.indices[:, tap], axis)
+            taken *= weights[..., tap]
+            result += taken
+        return result
+
+
+def taps_between(start: int, stop: int, scale: float, length: int) -> Taps:
+    """Taps of the outputs `start` to `stop` for `scale` source pixels per output, in a source of `length` pixels.
+
+    Area average for a scale of 1 and more, else bilinear between pixel centres.
+    """
+    outputs = np.arange(start, stop, dtype=np.float64)[:, None]
+    if scale >= 1:
+        low, high = outputs * scale, (outputs + 1) * scale
+        indices = np.floor(low) + np.arange(int(np.ceil(scale)) + 1)
+        weights = (np.minimum(high, indices + 1) - np.maximum(low, indices)).clip(min=0) / scale
+        weights[indices >= length] = 0  # in a raster that is smaller than one output
+    else:
+        center = ((outputs + 0.5) * scale - 0.5).clip(0, length - 1)
+        indices = np.floor(center) + np.arange(2)
+        weights = 1 - np.abs(center - indices)
+    indices = indices.clip(0, length - 1).astype(np.intp)
+    first, last = int(indices.min()), int(indices.max())
+    return Taps(first, last + 1, indices - first, weights.astype(np.float32))
