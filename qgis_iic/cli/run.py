@@ -95,10 +95,11 @@ def run_job(job: Job, events: str) -> Result:
 
 
 class _Terminal:
-    """Shows the events of a run on standard error, as a progress bar and messages."""
+    """Shows the events of a run on standard error: messages, and a bar, or a line every tenth where it is a file."""
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._tenths = 0
 
     def __enter__(self) -> _Terminal:
         return self
@@ -111,10 +112,14 @@ class _Terminal:
         match event:
             case Started():
                 click.echo(f"{event.model} on {event.provider}, {event.tiles} tiles", err=True)
-                self._bar = click.progressbar(length=event.tiles, label="Tiles", file=sys.stderr, show_pos=True)
-                self._bar.render_progress()
-            case Progress():
+                if sys.stderr.isatty():
+                    self._bar = click.progressbar(length=event.tiles, label="Tiles", file=sys.stderr, show_pos=True)
+                    self._bar.render_progress()
+            case Progress() if self._bar is not None:
                 self._bar.update(event.done - self._bar.pos)
+            case Progress() if event.done * 10 // event.total > self._tenths:
+                self._tenths = event.done * 10 // event.total
+                click.echo(f"{event.done} of {event.total} tiles, {event.remaining or 0:.0f} s to go", err=True)
             case Warned():
                 click.echo(f"Warning: {event.message}", err=True)
 
