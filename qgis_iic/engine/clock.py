@@ -1,4 +1,4 @@
-"""How long each stage of a run took."""
+"""How long each stage of a run took. Stages work at the same time, so that they add up to more than the whole."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.footprints import footprints
 from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder
+from qgis_iic.engine.overlap import one_ahead
 from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
 from qgis_iic.engine.session import Session, model_file
 from qgis_iic.engine.stitching import Planes, strips
@@ -193,10 +194,13 @@ def _segment(
     crs = made.raster.crs.to_wkt() if made.raster.crs else None
     output = Path(job.output)
     staged = scratch / output.name
-    with class_raster.ClassRasterWriter(
-        staged, output, made.reader.grid, made.window, crs, _provenance(job, session, made)
-    ) as writer:
-        for strip in strips(session, made.reader, made.rows, clock, progress.of(made)):
+    with (
+        class_raster.ClassRasterWriter(
+            staged, output, made.reader.grid, made.window, crs, _provenance(job, session, made)
+        ) as writer,
+        closing(one_ahead(strips(session, made.reader, made.rows, clock, progress.of(made)))) as answered,
+    ):
+        for strip in answered:
             with clock.stage("write"):
                 writer.write(strip)
     progress.check()
@@ -212,9 +216,10 @@ def _extract(
         smallest = _SPECK * job.min_area / made.reader.pixel_area
         vectorizer = Vectorizer(session.building_clusters or (), smallest)
         components: list[Component] = []
-        for strip in strips(session, made.reader, made.rows, clock, progress.of(made)):
-            with clock.stage("vectorize"):
-                components += vectorizer.feed(strip)
+        with closing(one_ahead(strips(session, made.reader, made.rows, clock, progress.of(made)))) as answered:
+            for strip in answered:
+                with clock.stage("vectorize"):
+                    components += vectorizer.feed(strip)
         with clock.stage("vectorize"):
             components += vectorizer.finish()
             table = footprints(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qgis_iic.engine.clock import Clock
+from qgis_iic.engine.overlap import one_ahead
 from qgis_iic.engine.raster import GridReader, Mask
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Tile, Window
@@ -37,8 +40,11 @@ def strips(
     rows: Sequence[Sequence[Tile]],
     clock: Clock,
     advance: Callable[[int], None],
-) -> Iterator[Strip]:
+) -> Generator[Strip, None, None]:
     """Runs the network over rows of tiles; a tile whose core has no valid pixel is not run.
+
+    The next tiles are read while the network runs. The raster is used on another thread until the iterator ends or is
+    closed.
 
     Args:
         session: the network.
@@ -47,46 +53,67 @@ def strips(
         clock: takes the time of the stages `read` and `network`.
         advance: told how many tiles are through, each time some are.
     """
+    with closing(one_ahead(_read(session.batch_size, reader, rows, clock))) as batches:
+        for row, of_row in groupby(batches, key=attrgetter("row")):
+            window = Window.spanning(row[0].core.col, row[0].core.row, row[-1].core.col_stop, row[-1].core.row_stop)
+            planes = np.full((len(OUTPUTS), window.height, window.width), NODATA, np.uint8)
+            for batch in of_row:
+                if batch.tiles:
+                    with clock.stage("network"):
+                        answers = _run(session, batch)
+                    _keep_cores(batch, answers, Strip(window, planes))
+                advance(len(batch.tiles) + batch.empty)
+            yield Strip(window, planes)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Tiles of one size, to be run together.
+
+    Attributes:
+        row: that they are of.
+        tiles: those with valid pixels in their core.
+        empty: number of those without that came before.
+        values: float32 [bands, H, W] of each tile.
+        valid: bool [H, W] of each tile.
+    """
+
+    row: Sequence[Tile]
+    tiles: list[Tile] = field(default_factory=list)
+    empty: int = 0
+    values: list[NDArray[np.float32]] = field(default_factory=list)
+    valid: list[Mask] = field(default_factory=list)
+
+
+def _read(size: int, reader: GridReader, rows: Sequence[Sequence[Tile]], clock: Clock) -> Iterator[_Batch]:
+    """Batches of `size` tiles at most; each row ends with one, even if it is empty."""
     for row in rows:
-        window = Window.spanning(row[0].core.col, row[0].core.row, row[-1].core.col_stop, row[-1].core.row_stop)
-        planes = np.full((len(OUTPUTS), window.height, window.width), NODATA, np.uint8)
-        for batch in _batches(session, reader, row, clock, advance):
-            with clock.stage("network"):
-                answers = _run(session, batch)
-            for (tile, _, valid), answer in zip(batch, answers, strict=True):
-                rows_out, cols_out = tile.core.slices_in(window)
-                rows_in, cols_in = tile.core.slices_in(tile.window)
-                core = np.where(valid[rows_in, cols_in], answer[:, rows_in, cols_in], NODATA)
-                planes[:, rows_out, cols_out] = core
-            advance(len(batch))
-        yield Strip(window, planes)
-
-
-_ReadTile = tuple[Tile, NDArray[np.float32], Mask]
-
-
-def _batches(
-    session: Session, reader: GridReader, row: Sequence[Tile], clock: Clock, advance: Callable[[int], None]
-) -> Iterator[list[_ReadTile]]:
-    """Tiles of one size with valid cores, as many together as the session wants."""
-    for _, same_size in groupby(row, key=lambda tile: (tile.window.width, tile.window.height)):
-        batch: list[_ReadTile] = []
-        for tile in same_size:
+        batch = _Batch(row)
+        for tile in row:
             with clock.stage("read"):
                 values, valid = reader.read(tile.window)
-            rows_in, cols_in = tile.core.slices_in(tile.window)
-            if not valid[rows_in, cols_in].any():
-                advance(1)
+            if not valid[tile.core.slices_in(tile.window)].any():
+                batch = replace(batch, empty=batch.empty + 1)
                 continue
-            batch.append((tile, values, valid))
-            if len(batch) == session.batch_size:
+            if len(batch.tiles) == size or (batch.tiles and batch.values[0].shape != values.shape):
                 yield batch
-                batch = []
-        if batch:
-            yield batch
+                batch = _Batch(row)
+            batch.tiles.append(tile)
+            batch.values.append(values)
+            batch.valid.append(valid)
+        yield batch
 
 
-def _run(session: Session, batch: list[_ReadTile]) -> Planes:
+def _run(session: Session, batch: _Batch) -> Planes:
     """The network's answer, uint8 [N, 3, H, W]. Pixels without data are given the mean: zero, once normalised."""
     mean = np.asarray(session.metadata.mean, np.float32)[:, None, None]
-    return session.run(np.stack([np.where(valid, values, mean) for _, values, valid in batch]))
+    pairs = zip(batch.values, batch.valid, strict=True)
+    return session.run(np.stack([np.where(valid, values, mean) for values, valid in pairs]))
+
+
+def _keep_cores(batch: _Batch, answers: Planes, strip: Strip) -> None:
+    """Copies the cores' answers for valid pixels into the strip."""
+    for tile, valid, answer in zip(batch.tiles, batch.valid, answers, strict=True):
+        rows_out, cols_out = tile.core.slices_in(strip.window)
+        rows_in, cols_in = tile.core.slices_in(tile.window)
+        strip.planes[:, rows_out, cols_out] = np.where(valid[rows_in, cols_in], answer[:, rows_in, cols_in], NODATA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -311,8 +312,9 @@ def test_what_is_not_there_or_no_raster_is_named(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize("thread", ["own", "other"])
 @pytest.mark.parametrize("compress", ["none", "deflate", "jpeg"])
-def test_a_corrupt_block_is_named(tmp_path: Path, compress: str) -> None:
+def test_a_corrupt_block_is_named(tmp_path: Path, compress: str, thread: str) -> None:
     random = np.random.default_rng(2)
     values = random.integers(0, 255, (3, 256, 256), np.uint8)
     path = write_raster(tmp_path / "r.tif", values, tiled=True, blockxsize=64, blockysize=64, compress=compress)
@@ -323,8 +325,11 @@ def test_a_corrupt_block_is_named(tmp_path: Path, compress: str) -> None:
         start = len(data) // 2
         data[start : start + 3000] = bytes(3000)
     path.write_bytes(data)
-    with pytest.raises(SourceCorrupt, match=r"r\.tif"):
-        read_all(path, bands=(1, 2, 3))
+    with open_raster(path) as raster, ThreadPoolExecutor(1) as other:
+        everything = (1, 2, 3), Window(0, 0, 256, 256)
+        read = raster.read if thread == "own" else lambda *window: other.submit(raster.read, *window).result()
+        with pytest.raises(SourceCorrupt, match=r"r\.tif"):
+            read(*everything)
 
 
 def test_a_crs_of_the_caller_wins(tmp_path: Path) -> None:

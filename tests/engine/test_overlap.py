@@ -1,0 +1,56 @@
+"""One stage works while the next one does; order, errors and the end are as without."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from qgis_iic.engine.overlap import one_ahead
+
+
+def test_items_come_in_order() -> None:
+    assert list(one_ahead(iter(range(100)))) == list(range(100))
+    assert list(one_ahead(iter([]))) == []
+    assert list(one_ahead(iter([None, None]))) == [None, None]
+
+
+def test_the_next_item_is_made_meanwhile() -> None:
+    second_made = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        second_made.set()
+        yield 2
+
+    with closing(one_ahead(items())) as ahead:
+        assert next(ahead) == 1
+        assert second_made.wait(5)
+
+
+def test_an_error_is_raised_in_its_turn() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ZeroDivisionError
+
+    ahead = one_ahead(items())
+    assert next(ahead) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(ahead)
+
+
+def test_nothing_goes_on_after_closing() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(1000):
+            made.append(number)
+            yield number
+
+    threads = threading.active_count()
+    with closing(one_ahead(items())) as ahead:
+        next(ahead)
+    assert made in ([0], [0, 1])
+    assert threading.active_count() == threads
