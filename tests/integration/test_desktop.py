@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("desktop_script.py")
-PATIENCE = 60
+PATIENCE = 180
 """Seconds for the whole of QGIS, which takes ten on an idle machine."""
 
 
