@@ -62,7 +62,7 @@ def command(
         raise click.UsageError("Name --places, or --imagery and --labels.")
 
     proto, metadata = read_model(model)
-    figures = run_benchmark(model, metadata, protocol, lambda text: click.echo(text, file=sys.stderr))
+    figures = run_benchmark(model, protocol, lambda text: click.echo(text, file=sys.stderr))
     click.echo(summary(figures))
     if report is not None:
         report.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

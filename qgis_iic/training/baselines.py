@@ -10,11 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
+from qgis_iic.training.export import FEATURES
 from qgis_iic.training.labels import BACKGROUND, BUILDING, Labels
+from qgis_iic.training.model_file import run_inner
 from qgis_iic.training.network import STRIDE, IICNetwork
 from qgis_iic.training.regions import Region
 
@@ -63,6 +66,25 @@ def multiscale_features(region: Region) -> Floats:
 
 PIXELS = Features("pixel values", pixel_features)
 MULTISCALE = Features("multi-scale mean and deviation", multiscale_features)
+
+
+def trunk_features(model: onnx.ModelProto, metadata: ModelMetadata) -> Features | None:
+    """What the trained trunk knows of each pixel, before any cluster is formed; None for a graph without such a tensor.
+
+    A linear classifier on them is what the same labels could get out of the network, had it a head for them.
+    """
+    if not any(FEATURES in node.output for node in model.graph.node):
+        return None
+    mean = np.asarray(metadata.mean, np.float32)[:, None, None]
+
+    def compute(region: Region) -> Floats:
+        image = np.where(region.valid, region.values, mean)
+        height, width = region.valid.shape
+        padded = np.pad(image, ((0, 0), (0, height % STRIDE), (0, width % STRIDE)), mode="edge")
+        features: Floats = run_inner(model, FEATURES, padded[None])[0]
+        return features
+
+    return Features("features of the IIC trunk", compute, STRIDE)
 
 
 def random_network(metadata: ModelMetadata, regions: Sequence[Region], seed: int) -> Features:

@@ -112,7 +112,11 @@ def draw_labels(regions: Sequence[Region], draws: Draws, seed: int) -> list[Labe
 
 
 def evaluate(
-    setting: Setting, metadata: ModelMetadata, draws: Draws, advance: Callable[[str], None] = lambda method: None
+    setting: Setting,
+    metadata: ModelMetadata,
+    draws: Draws,
+    advance: Callable[[str], None] = lambda method: None,
+    trunk: Features | None = None,
 ) -> dict[str, Any]:
     """All rows of a setting's table, as plain data.
 
@@ -121,6 +125,7 @@ def evaluate(
         metadata: of the model that answered in them.
         draws: of tiles.
         advance: called with the name of each method that is done.
+        trunk: features of the model itself, for a linear classifier on them.
 
     Returns:
         The setting's name, its share of buildings and labelled pixels, and `rows`: method, objective, and for each
@@ -147,7 +152,7 @@ def evaluate(
         for planes in _clusterings(setting, metadata):
             rows += _matched_rows(planes, drawn, targets)
             advance(planes.name)
-        for features in (PIXELS, MULTISCALE):
+        for features in (PIXELS, MULTISCALE, *([] if trunk is None else [trunk])):
             rows.append(_linear_row(features, setting, drawn, targets))
             advance(features.name)
     return {
@@ -216,10 +221,15 @@ def _linear_row(
 ) -> dict[str, Any]:
     match = [features.compute(region) for region in setting.match]
     score = [features.compute(region) for region in setting.score]
+    step = features.stride
     measures = []
     for seed, labels in enumerate(drawn):
-        classifier = LogisticClassifier(match, labels, seed)
-        measures.append(confusion([classifier.predict(values) for values in score], targets).measures())
+        classifier = LogisticClassifier(match, [plane[::step, ::step] for plane in labels], seed)
+        found = [
+            classifier.predict(values).repeat(step, axis=0).repeat(step, axis=1)[: target.shape[0], : target.shape[1]]
+            for values, target in zip(score, targets, strict=True)
+        ]
+        measures.append(confusion(found, targets).measures())
     return _row(f"logistic regression, {features.name}", "", measures)
 
 

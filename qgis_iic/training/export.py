@@ -34,12 +34,13 @@ from qgis_iic.protocol.model_metadata import (
 from qgis_iic.training.checkpoint import Checkpoint, load_checkpoint, restore_network
 from qgis_iic.training.config import TrainingConfig
 from qgis_iic.training.imagery import DTYPE, Moments
-from qgis_iic.training.model_file import weights_checksum, write_model
+from qgis_iic.training.model_file import run_inner, weights_checksum, write_model
 from qgis_iic.training.network import STRIDE, IICNetwork, Logits, halo, predict_logits
 
 OPSET = 17
 IR_VERSION = 8
 TILE_SIZE = 650
+FEATURES = "features"
 LOGITS = "logits"
 PARITY = 1e-3
 """Largest difference of logits between torch and ONNX Runtime, relative to the deviation of the logits."""
@@ -160,7 +161,7 @@ def _trunk_nodes(
                 pads=[int(side) for side in layer.padding] * 2,
             )
         elif isinstance(layer, nn.ReLU):
-            name = "features" if index == len(layers) - 1 else name
+            name = FEATURES if index == len(layers) - 1 else name
             yield helper.make_node("Relu", [current], [name])
         elif isinstance(layer, nn.MaxPool2d):
             yield helper.make_node("MaxPool", [current], [name], kernel_shape=[STRIDE] * 2, strides=[STRIDE] * 2)
@@ -186,7 +187,7 @@ def _head_nodes(network: IICNetwork, constants: dict[str, NDArray[np.generic]]) 
     constants["heads.weight"] = np.concatenate([head.weight.detach().numpy() for head in heads])
     constants["heads.bias"] = np.concatenate([_bias(head) for head in heads])
     return [
-        helper.make_node("Conv", ["features", "heads.weight", "heads.bias"], ["coarse_logits"], kernel_shape=[1, 1]),
+        helper.make_node("Conv", [FEATURES, "heads.weight", "heads.bias"], ["coarse_logits"], kernel_shape=[1, 1]),
         helper.make_node(
             "Resize",
             ["coarse_logits", "", "upsampling"],
@@ -235,15 +236,7 @@ def _output_nodes() -> list[onnx.NodeProto]:
 
 def run_logits(model: onnx.ModelProto, image: Weights) -> Logits:
     """Full-resolution logits that ONNX Runtime computes for raw pixels, float32 [N, bands, H, W]."""
-    import onnxruntime
-
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    opened.graph.output.append(helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", "K", "H", "W"]))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it would warn of the initializer that can be overridden, which is meant
-    session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    logits = torch.from_numpy(session.run([LOGITS], {IMAGE_INPUT: image})[0])
+    logits = torch.from_numpy(run_inner(model, LOGITS, image))
     sizes = next(entry for entry in model.graph.initializer if entry.name == "head_sizes")
     return Logits(*torch.split(logits, numpy_helper.to_array(sizes).tolist(), dim=1))
 

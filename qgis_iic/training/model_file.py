@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from qgis_iic.protocol.errors import ModelInvalid, ModelNotFound, OutputNotWritable
-from qgis_iic.protocol.model_metadata import ModelMetadata
+from qgis_iic.protocol.model_metadata import IMAGE_INPUT, ModelMetadata
 
 
 def read_model(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
@@ -47,6 +50,29 @@ def write_model(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> 
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OutputNotWritable(f"The model {path} can't be written: {error}.") from error
+
+
+def run_inner(model: onnx.ModelProto, name: str, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A tensor from inside the graph, of raw pixels.
+
+    Args:
+        model: with a four-dimensional float32 tensor of that name.
+        name: of the tensor.
+        image: float32 [N, bands, H, W].
+
+    Returns:
+        float32 [N, channels, h, w].
+    """
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    opened.graph.output.append(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", f"{name}_channels", "h", "w"])
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it would warn of the initializer that can be overridden, which is meant
+    session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    tensor: NDArray[np.float32] = session.run([name], {IMAGE_INPUT: image})[0]
+    return tensor
 
 
 def weights_checksum(model: onnx.ModelProto) -> str:

@@ -4,11 +4,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 
 from qgis_iic.protocol.errors import LabelsInvalid, ModelNotMatched
-from qgis_iic.training.baselines import MULTISCALE, PIXELS, KMeansClustering, LogisticClassifier, random_network
+from qgis_iic.training.baselines import (
+    MULTISCALE,
+    PIXELS,
+    Features,
+    KMeansClustering,
+    LogisticClassifier,
+    random_network,
+    trunk_features,
+)
 from qgis_iic.training.evaluation import Confusion, Setting, confusion, draw_labels, evaluate, mean_over
+from qgis_iic.training.export import build_model
+from qgis_iic.training.network import IICNetwork
 from qgis_iic.training.places import Draws
 from qgis_iic.training.regions import Region, RegionSource
 from tests.onnx_models import metadata
@@ -38,6 +50,30 @@ def row(found: dict[str, object], method: str, objective: str = "") -> dict[str,
     assert len(rows) == 1
     measures: dict[str, list[float]] = rows[0]["measures"]
     return measures
+
+
+def test_a_linear_classifier_on_coarser_features() -> None:
+    def half_resolution(plain: Region) -> np.ndarray:
+        return plain.labels[None, ::2, ::2].astype(np.float32)
+
+    trunk = Features("oracle", half_resolution, stride=2)
+    found = evaluate(Setting("easy", [region(0)], [region(1, size=97)]), MODEL, DRAWS, trunk=trunk)
+    assert row(found, "logistic regression, oracle")["accuracy"][0] > 0.95
+
+
+def test_the_trunks_features_are_those_of_the_network() -> None:
+    torch.manual_seed(0)
+    network = IICNetwork(3, 0.125, (1, 1, 2, 2, 2, 2), clusters=4, classes=3).eval()
+    moments = (MODEL.mean, MODEL.std)
+    features = trunk_features(build_model(network, moments), MODEL)
+    assert features is not None
+    plain = region(size=48)
+    found = features.compute(plain)
+    with torch.no_grad():
+        expected = network.trunk(torch.from_numpy((plain.values - 100) / 50)[None])[0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert features.compute(region(size=47)).shape == found.shape
+    assert trunk_features(onnx.ModelProto(), MODEL) is None
 
 
 def test_measures_by_hand() -> None:

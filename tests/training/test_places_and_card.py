@@ -98,7 +98,7 @@ def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) ->
     protocol = load_protocol(places)
     match(model, [source for place in protocol.places for source in place.match], "iou", model)
     _, metadata = read_model(model)
-    figures = run_benchmark(model, metadata, protocol)
+    figures = run_benchmark(model, protocol)
     assert [(setting["name"], setting["kind"]) for setting in figures["settings"]] == [
         ("Left", "own"),
         ("Right", "own"),
