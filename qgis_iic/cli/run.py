@@ -30,6 +30,10 @@ def named_errors(command: Callable[..., None]) -> Callable[..., None]:
                 click.echo(encode(Failed(error.code, error.message)))
             click.echo(f"iic: {error.code}: {error.message}", err=True)
             sys.exit(error.exit_status)
+        except Exception as error:
+            if kwargs.get("events") == "json" and not isinstance(error, click.ClickException):
+                click.echo(encode(Failed(IicError.code, repr(error))))
+            raise
 
     return wrapped
 

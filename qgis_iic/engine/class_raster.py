@@ -13,7 +13,7 @@ from qgis_iic.engine.outputs import write_errors
 from qgis_iic.engine.raster import WorkingGrid
 from qgis_iic.engine.stitching import Strip
 from qgis_iic.engine.tiling import Window
-from qgis_iic.protocol.errors import DiskFull, OutputIsOtherKind, OutputNotWritable
+from qgis_iic.protocol.errors import DiskFull, OutputExists, OutputIsOtherKind, OutputNotWritable
 from qgis_iic.protocol.model_metadata import NODATA, OUTPUTS
 
 _BLOCK = 512
@@ -21,7 +21,13 @@ _SIDECARS = (".ovr", ".aux.xml", ".msk")
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
-    """Raises OutputIsOtherKind where `path` is a folder, is no GeoTIFF, or is one that may not be overwritten."""
+    """Refuses a target that can't be a GeoTIFF, or is one that is to be kept.
+
+    Raises:
+        OutputIsOtherKind: the path is a folder, a file of another kind, or a new one without the suffix .tif.
+        OutputExists: it is a GeoTIFF and `overwrite` is false.
+        OutputNotWritable: the file can't be read.
+    """
     with write_errors(path):
         if path.is_dir():
             raise OutputIsOtherKind(f"{path} is a folder. Choose the name of a GeoTIFF file.")
@@ -33,7 +39,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     if signature not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         raise OutputIsOtherKind(f"{path} exists and is no GeoTIFF. Choose another name; it was left as it is.")
     if not overwrite:
-        raise OutputIsOtherKind(f"{path} exists already. Choose another name, or allow overwriting.")
+        raise OutputExists(f"{path} exists already. Choose another name, or allow overwriting.")
 
 
 def publish(staged: Path, path: Path) -> None:

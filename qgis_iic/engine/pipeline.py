@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from qgis_iic.engine.outputs import check_is_no_source, scratch_folder
 from qgis_iic.engine.overlap import one_ahead
 from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
 from qgis_iic.engine.session import Session, model_file
-from qgis_iic.engine.stitching import Planes, strips
+from qgis_iic.engine.stitching import Planes, Strip, strips
 from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
 from qgis_iic.engine.vectorization import Component, Vectorizer
 from qgis_iic.protocol.errors import ModelNotMatched
@@ -187,6 +187,11 @@ class _Progress:
         self._cancellation.check()
 
 
+def _strips(session: Session, made: Plan, clock: Clock, progress: _Progress) -> closing[Generator[Strip, None, None]]:
+    """The network's answer from top to bottom, each strip made while the one before is used."""
+    return closing(one_ahead(strips(session, made.reader, made.rows, clock, progress.of(made))))
+
+
 def _segment(
     job: Job, session: Session, plans: list[Plan], scratch: Path, clock: Clock, progress: _Progress
 ) -> tuple[Layer, ...]:
@@ -198,7 +203,7 @@ def _segment(
         class_raster.ClassRasterWriter(
             staged, output, made.reader.grid, made.window, crs, _provenance(job, session, made)
         ) as writer,
-        closing(one_ahead(strips(session, made.reader, made.rows, clock, progress.of(made)))) as answered,
+        _strips(session, made, clock, progress) as answered,
     ):
         for strip in answered:
             with clock.stage("write"):
@@ -216,7 +221,7 @@ def _extract(
         smallest = _SPECK * job.min_area / made.reader.pixel_area
         vectorizer = Vectorizer(session.building_clusters or (), smallest)
         components: list[Component] = []
-        with closing(one_ahead(strips(session, made.reader, made.rows, clock, progress.of(made)))) as answered:
+        with _strips(session, made, clock, progress) as answered:
             for strip in answered:
                 with clock.stage("vectorize"):
                     components += vectorizer.feed(strip)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -43,7 +43,7 @@ def strips(
 ) -> Generator[Strip, None, None]:
     """Runs the network over rows of tiles; a tile whose core has no valid pixel is not run.
 
-    The next tiles are read while the network runs. The raster is used on another thread until the iterator ends or is
+    The next tiles are read while the network runs. The raster is used on another thread until the generator ends or is
     closed.
 
     Args:
@@ -85,7 +85,7 @@ class _Batch:
     valid: list[Mask] = field(default_factory=list)
 
 
-def _read(size: int, reader: GridReader, rows: Sequence[Sequence[Tile]], clock: Clock) -> Iterator[_Batch]:
+def _read(size: int, reader: GridReader, rows: Sequence[Sequence[Tile]], clock: Clock) -> Generator[_Batch, None, None]:
     """Batches of `size` tiles at most; each row ends with one, even if it is empty."""
     for row in rows:
         batch = _Batch(row)

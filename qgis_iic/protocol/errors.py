@@ -108,7 +108,7 @@ class OutputNotWritable(IicError):
 
 
 class OutputIsOtherKind(IicError):
-    """The output path is taken by something that is not of the kind to be written."""
+    """The output path is taken by, or ends like, something else than what is to be written; a source is that too."""
 
     code = "output-is-other-kind"
     exit_status = 41
@@ -126,6 +126,13 @@ class DiskFull(IicError):
 
     code = "disk-full"
     exit_status = 43
+
+
+class OutputExists(IicError):
+    """The output exists and may not be overwritten."""
+
+    code = "output-exists"
+    exit_status = 44
 
 
 class LabelsInvalid(IicError):

@@ -83,6 +83,14 @@ def test_events_for_machines(folder: Path) -> None:
     assert "none.tif" in errors
 
 
+def test_a_defect_is_the_last_event_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qgis_iic.engine.pipeline.run", lambda *_: 1 / 0)
+    arguments = ["segment", "scene.tif", "--model", "model.onnx", "--output", "c.tif", "--events", "json"]
+    result = CliRunner().invoke(main, arguments)
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert json.loads(result.output.splitlines()[-1])["code"] == "internal"
+
+
 def test_segment_of_a_window(folder: Path) -> None:
     status, output, errors = iic(
         "segment",

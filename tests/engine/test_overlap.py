@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 
 import pytest
@@ -12,15 +12,15 @@ from qgis_iic.engine.overlap import one_ahead
 
 
 def test_items_come_in_order() -> None:
-    assert list(one_ahead(iter(range(100)))) == list(range(100))
-    assert list(one_ahead(iter([]))) == []
-    assert list(one_ahead(iter([None, None]))) == [None, None]
+    assert list(one_ahead(number for number in range(100))) == list(range(100))
+    assert list(one_ahead(number for number in range(0))) == []
+    assert list(one_ahead(None for _ in range(2))) == [None, None]
 
 
 def test_the_next_item_is_made_meanwhile() -> None:
     second_made = threading.Event()
 
-    def items() -> Iterator[int]:
+    def items() -> Generator[int, None, None]:
         yield 1
         second_made.set()
         yield 2
@@ -31,7 +31,7 @@ def test_the_next_item_is_made_meanwhile() -> None:
 
 
 def test_an_error_is_raised_in_its_turn() -> None:
-    def items() -> Iterator[int]:
+    def items() -> Generator[int, None, None]:
         yield 1
         raise ZeroDivisionError
 
@@ -43,14 +43,19 @@ def test_an_error_is_raised_in_its_turn() -> None:
 
 def test_nothing_goes_on_after_closing() -> None:
     made: list[int] = []
+    closed = threading.Event()
 
-    def items() -> Iterator[int]:
-        for number in range(1000):
-            made.append(number)
-            yield number
+    def items() -> Generator[int, None, None]:
+        try:
+            for number in range(1000):
+                made.append(number)
+                yield number
+        finally:
+            closed.set()
 
     threads = threading.active_count()
     with closing(one_ahead(items())) as ahead:
         next(ahead)
     assert made in ([0], [0, 1])
+    assert closed.is_set()
     assert threading.active_count() == threads

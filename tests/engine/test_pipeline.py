@@ -28,6 +28,7 @@ from qgis_iic.protocol.errors import (
     ModelInvalid,
     ModelNotFound,
     ModelNotMatched,
+    OutputExists,
     OutputIsOtherKind,
     OutputNotWritable,
     SourceCorrupt,
@@ -230,7 +231,7 @@ def test_a_class_raster_is_replaced_only_when_asked(scene: Path, model: Path, tm
         segment(scene, model, output, overwrite=True, building_clusters=(0,))
         assert output.read_bytes() != before
     else:
-        with pytest.raises(OutputIsOtherKind, match="allow overwriting"):
+        with pytest.raises(OutputExists, match="allow overwriting"):
             segment(scene, model, output)
         assert output.read_bytes() == before
 
