@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.pipeline import plan
-from qgis_iic.engine.raster import open_raster
+from qgis_iic.engine.raster import open_raster, working_grid
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.stitching import strips
 from qgis_iic.protocol.job import Source
@@ -38,12 +38,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def segment(
-    folder: Path, tile_size: int, window: tuple[int, int, int, int] | None = None, batch: int = 1, gsd: float = 0.3
+    folder: Path,
+    tile_size: int,
+    window: tuple[int, int, int, int] | None = None,
+    batch: int = 1,
+    gsd: float = 0.3,
+    scene: str = "scene.tif",
 ) -> np.ndarray:
     session = Session(folder / "model.onnx", "cpu")
     session.batch_size = batch
     session.metadata = replace(session.metadata, gsd=gsd, gsd_range=(0.95 * gsd, 1.05 * gsd))
-    with open_raster(folder / "scene.tif") as raster:
+    with open_raster(folder / scene) as raster:
         made = plan(raster, Source("", window=window), session.metadata, tile_size)
         parts = [strip.planes for strip in strips(session, made.reader, made.rows, Clock(), lambda _: None)]
     return np.concatenate(parts, axis=1)
@@ -86,6 +91,37 @@ def test_no_data_stays_no_data_and_nothing_else_does(folder: Path) -> None:
     expected[60:110, 40:130] = True
     for plane in segment(folder, 64):
         np.testing.assert_array_equal(plane == NODATA, expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 90)] * 2, *[st.integers(1, 60)] * 2), max_size=5),
+    st.integers(32, 120),
+    st.sampled_from([0.3, 0.21, 0.77]),
+)
+def test_there_is_an_answer_just_where_all_source_pixels_have_data(
+    folder: Path, gaps: list[tuple[int, int, int, int]], tile_size: int, gsd: float
+) -> None:
+    valid = np.ones((90, 90), bool)
+    for col, row, width, height in gaps:
+        valid[row : row + height, col : col + width] = False
+    values = np.random.default_rng(0).integers(0, 255, (3, 90, 90), np.uint8)
+    write_raster(folder / "gaps.tif", values, valid=valid)
+    with open_raster(folder / "gaps.tif") as raster:
+        grid = working_grid(raster, gsd, (0.95 * gsd, 1.05 * gsd))
+    planes = segment(folder, tile_size, gsd=gsd, scene="gaps.tif")
+    assert planes.shape[1:] == (grid.height, grid.width)
+    for row, col in np.ndindex(planes.shape[1:]):
+        (left, right), (top, bottom) = (
+            (position * scale, (position + 1) * scale) for position, scale in zip((col, row), grid.scale, strict=True)
+        )
+        inside = valid[int(top + 1e-6) : int(np.ceil(bottom - 1e-6)), int(left + 1e-6) : int(np.ceil(right - 1e-6))]
+        answered = planes[:, row, col] != NODATA
+        assert answered.all() == answered.any()
+        if not inside.all():
+            assert not answered.any()
+        elif gsd >= 0.3:  # interpolation to finer pixels also reads neighbours
+            assert answered.all()
 
 
 def test_tiles_without_data_never_reach_the_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
