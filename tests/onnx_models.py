@@ -101,40 +101,59 @@ def _constant(name: str, value: np.ndarray) -> onnx.NodeProto:
 
 def _save(path: Path, model: ModelMetadata, nodes: Sequence[onnx.NodeProto]) -> None:
     """Adds the outputs that follow from `logits` [N, clusters + classes, H, W] and writes the file."""
+    by_clusters = model.decision == "clusters"
     tail = [
         _constant("sizes", np.array([model.clusters, model.classes], np.int64)),
         helper.make_node("Split", ["logits", "sizes"], ["cluster_logits", "class_logits"], axis=1),
         *_argmax("cluster_logits", CLUSTER_OUTPUT),
         *_argmax("class_logits", CLASS_OUTPUT),
+        *(_sum_over_clusters() if by_clusters else _head(model.clusters)),
+        _constant("scale", np.array(PROBABILITY_SCALE, np.float32)),
+        helper.make_node("Mul", ["building", "scale"], ["scaled"]),
+        helper.make_node("Round", ["scaled"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], [PROBABILITY_OUTPUT], to=TensorProto.UINT8),
+    ]
+    mapping = (BUILDING_CLUSTERS_INPUT, np.zeros(model.clusters, np.float32))
+    graph = helper.make_graph(
+        [*nodes, *tail],
+        "test",
+        [
+            helper.make_tensor_value_info(IMAGE_INPUT, TensorProto.FLOAT, ["N", len(model.bands), "H", "W"]),
+            *([helper.make_tensor_value_info(mapping[0], TensorProto.FLOAT, [model.clusters])] if by_clusters else []),
+        ],
+        [
+            helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", "H", "W"])
+            for name in (CLUSTER_OUTPUT, CLASS_OUTPUT, PROBABILITY_OUTPUT)
+        ],
+        [numpy_helper.from_array(mapping[1], mapping[0])] if by_clusters else [],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(proto, model.to_properties())
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, path)
+
+
+def _sum_over_clusters() -> list[onnx.NodeProto]:
+    return [
         helper.make_node("Softmax", ["cluster_logits"], ["shares"], axis=1),
         _constant("to_column", np.array([1, -1, 1, 1], np.int64)),
         helper.make_node("Reshape", [BUILDING_CLUSTERS_INPUT, "to_column"], ["mapping"]),
         helper.make_node("Mul", ["shares", "mapping"], ["building_shares"]),
         _constant("channel", np.array([1], np.int64)),
         helper.make_node("ReduceSum", ["building_shares", "channel"], ["building"], keepdims=0),
-        _constant("scale", np.array(PROBABILITY_SCALE, np.float32)),
-        helper.make_node("Mul", ["building", "scale"], ["scaled"]),
-        helper.make_node("Round", ["scaled"], ["rounded"]),
-        helper.make_node("Cast", ["rounded"], [PROBABILITY_OUTPUT], to=TensorProto.UINT8),
     ]
-    default = np.zeros(model.clusters, np.float32)
-    graph = helper.make_graph(
-        [*nodes, *tail],
-        "test",
-        [
-            helper.make_tensor_value_info(IMAGE_INPUT, TensorProto.FLOAT, ["N", len(model.bands), "H", "W"]),
-            helper.make_tensor_value_info(BUILDING_CLUSTERS_INPUT, TensorProto.FLOAT, [model.clusters]),
-        ],
-        [
-            helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", "H", "W"])
-            for name in (CLUSTER_OUTPUT, CLASS_OUTPUT, PROBABILITY_OUTPUT)
-        ],
-        [numpy_helper.from_array(default, BUILDING_CLUSTERS_INPUT)],
-    )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(proto, model.to_properties())
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, path)
+
+
+def _head(clusters: int) -> list[onnx.NodeProto]:
+    """A building is where the last cluster beats the first; there is no mapping at all."""
+    return [
+        _constant("last", np.array(clusters - 1, np.int64)),
+        _constant("first", np.array(0, np.int64)),
+        helper.make_node("Gather", ["cluster_logits", "last"], ["for"], axis=1),
+        helper.make_node("Gather", ["cluster_logits", "first"], ["against"], axis=1),
+        helper.make_node("Sub", ["for", "against"], ["building_logit"]),
+        helper.make_node("Sigmoid", ["building_logit"], ["building"]),
+    ]
 
 
 def _argmax(logits: str, output: str) -> list[onnx.NodeProto]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,18 +10,33 @@ import click
 from qgis_iic.cli.run import PATH, named_errors
 
 
+def _known_suffixes(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    for path in paths:
+        if path.suffix not in (".json", ".md", ".html"):
+            raise click.BadParameter(f"{path} must end in .json, .md or .html")
+    return paths
+
+
 @click.command(short_help="Scores a model beside the baselines.")
 @named_errors
 @click.argument("model", type=PATH)
 @click.option("--places", type=PATH, help="Protocol: what is matched on and scored on, such as models/places.toml.")
 @click.option("--data", type=PATH, help="Folder of imagery and labels of --places.  [default: the one that it names]")
 @click.option("--imagery", type=PATH, help="Instead of --places: raster to score on.")
-@click.option("--labels", type=PATH, help="Its footprint polygons, or a raster: 1 building, 0 not, 255 unlabelled.")
+@click.option("--labels", type=PATH, help="Its labels, as of `iic match`.")
 @click.option("--area", type=PATH, help="Polygons within which all buildings have a footprint.")
 @click.option("--match-imagery", type=PATH, help="Raster to match on; it must not overlap what is scored.")
 @click.option("--match-labels", type=PATH, help="Its labels.  [default: only the mapping of MODEL is scored]")
 @click.option("--match-area", type=PATH, help="Polygons within which those footprints are complete.")
-@click.option("--report", type=PATH, help="JSON file for all figures.")
+@click.option(
+    "--report",
+    "reports",
+    type=PATH,
+    multiple=True,
+    callback=_known_suffixes,
+    metavar="FILE.json|.md|.html",
+    help="File for all figures: JSON, or with pictures Markdown or a single HTML file; may be given again.",
+)
 @click.option("--record", is_flag=True, help="Store the figures in the metadata of MODEL.")
 @click.option("--card", type=PATH, help="Markdown card of MODEL; takes the figures in its metadata.")
 def command(
@@ -35,22 +49,31 @@ def command(
     match_imagery: Path | None,
     match_labels: Path | None,
     match_area: Path | None,
-    report: Path | None,
+    reports: tuple[Path, ...],
     record: bool,
     card: Path | None,
 ) -> None:
-    """Prints pixel measures of MODEL and of the baselines on labelled ground that nothing was matched on.
+    """Prints pixel and object measures of MODEL and of the baselines on labelled ground that nothing was matched on.
 
     From the regions to match on, 50 tiles of 64 x 64 pixels are drawn 5 times; figures are mean and standard deviation
-    over the draws. Takes some minutes and up to a few GB of memory with models/places.toml.
+    over the draws. Where labels are too scattered for tiles, two thirds of the features are drawn. MODEL is also
+    matched on all labels. Takes some minutes and up to a few GB of memory with models/places.toml.
+
+    Objects are the 4-connected components of building pixels, of 20 pixels at least; one is found where its IoU with a
+    footprint is at least 0.5.
+
+    A report also holds confusion counts and a table of the clusters for each place; in Markdown and HTML the best, the
+    median and the worst tile of each place are shown. The pictures of NAME.md lie in NAME_pictures.
     """
     from dataclasses import replace
 
     from qgis_iic.training.benchmark import run_benchmark
-    from qgis_iic.training.model_card import model_card, summary
+    from qgis_iic.training.document import to_markdown
+    from qgis_iic.training.model_card import model_card
     from qgis_iic.training.model_file import read_model, write_model
     from qgis_iic.training.places import Draws, Place, Protocol, load_protocol
     from qgis_iic.training.regions import RegionSource
+    from qgis_iic.training.report import figure_blocks, write_report
 
     if places is not None:
         protocol = load_protocol(places, data)
@@ -62,11 +85,11 @@ def command(
         raise click.UsageError("Name --places, or --imagery and --labels.")
 
     proto, metadata = read_model(model)
-    figures = run_benchmark(model, protocol, lambda text: click.echo(text, file=sys.stderr))
-    click.echo(summary(figures))
-    if report is not None:
-        report.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    metadata = replace(metadata, metrics=figures)
+    benchmark = run_benchmark(model, protocol, lambda text: click.echo(text, file=sys.stderr))
+    click.echo(to_markdown(figure_blocks(benchmark.figures)))
+    for report in reports:
+        write_report(report, f"Evaluation of {model.name}", benchmark.figures, benchmark.examples)
+    metadata = replace(metadata, metrics=benchmark.figures)
     if record:
         write_model(proto, metadata, model)
     if card is not None:

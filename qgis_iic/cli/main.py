@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-COMMANDS = ("extract", "segment", "train", "export", "match", "evaluate", "info")
+COMMANDS = ("extract", "segment", "train", "export", "match", "finetune", "evaluate", "info")
 
 
 class _LazyGroup(click.Group):

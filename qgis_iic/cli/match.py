@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from qgis_iic.cli.run import PATH, named_errors
+from qgis_iic.cli.run import PATH, named_errors, numbers
 
 if TYPE_CHECKING:
+    from qgis_iic.protocol.model_metadata import ModelMetadata
     from qgis_iic.training.matching import Objective
 
 
@@ -17,11 +19,15 @@ if TYPE_CHECKING:
 @named_errors
 @click.argument("model", type=PATH)
 @click.option("--imagery", type=PATH, help="Raster that the labels lie on.")
-@click.option("--labels", type=PATH, help="Footprint polygons, or a raster: 1 building, 0 not, 255 unlabelled.")
-@click.option("--area", type=PATH, help="Polygons within which all buildings have a footprint; needed with footprints.")
+@click.option("--labels", type=PATH, help="Polygons or points, or a raster: 1 building, 0 not, 255 unlabelled.")
+@click.option("--area", type=PATH, help="Polygons within which all buildings have a footprint.")
 @click.option("--places", type=PATH, help="Instead of the three: a protocol, whose regions to match on are all used.")
 @click.option("--data", type=PATH, help="Folder of imagery and labels of --places.  [default: the one that it names]")
+@click.option("--building", callback=numbers(), help="Instead of labels: the building clusters by hand, such as 3,17.")
 @click.option("--objective", type=click.Choice(["iou", "accuracy"]), default="iou", help="What the mapping maximises.")
+@click.option(
+    "--head", type=click.Choice(["clusters", "probe"]), default="clusters", help="What decides in the result."
+)
 @click.option("--output", type=PATH, required=True, help="ONNX file to write; it may be MODEL itself.")
 def command(
     model: Path,
@@ -30,7 +36,9 @@ def command(
     area: Path | None,
     places: Path | None,
     data: Path | None,
+    building: tuple[int, ...] | None,
     objective: Objective,
+    head: str,
     output: Path,
 ) -> None:
     """Says which clusters of MODEL are buildings and writes it into the file's metadata; the weights stay as they are.
@@ -38,18 +46,71 @@ def command(
     The objective `iou` finds the set of clusters with the largest intersection over union; `accuracy` gives each
     cluster to the majority of its labelled pixels, which may leave no building where they are rare. Clusters without
     a labelled pixel are background.
+
+    Labels are one of three. A raster. Footprints and --area: all else within it is no building. Or some dozens of
+    polygons and points without an area, on buildings and on other ground, told apart by a column `building` (1 or 0,
+    true or false, yes or no); a point labels the ground within 1 m. A layer without that column holds buildings only.
+
+    With the head `probe` a linear classifier on the network's features is fitted to the labels as well and put into
+    the file (this needs scikit-learn): then its probability decides what is a building, and the mapping is kept beside
+    it. Matching by clusters takes it out again.
+
+    Where there are enough labels, they are drawn from 5 times, 50 tiles of 64 x 64 pixels or two thirds of the tiles
+    or features, and the mapping that each draw gives is scored on the labels left out: how much the answer depends on
+    which ones there are. These lie close by, and other ground will do worse.
     """
-    from qgis_iic.training.matching import match
+    from qgis_iic.training.matching import match, match_by_hand
     from qgis_iic.training.places import load_protocol
     from qgis_iic.training.regions import RegionSource
 
+    if building is not None:
+        if imagery or labels or area or places or head == "probe":
+            raise click.UsageError("--building takes no labels and fits no probe.")
+        matched = match_by_hand(model, building, output)
+        click.echo(f"Building clusters: {_listed(matched)}")
+        return
     if places is not None:
         sources = [source for place in load_protocol(places, data).places for source in place.match]
     elif imagery is not None and labels is not None:
         sources = [RegionSource(imagery, labels, area)]
     else:
-        raise click.UsageError("Name --imagery and --labels, or --places.")
-    matched = match(model, sources, objective, output)
-    clusters = ", ".join(map(str, matched.building_clusters or ()))
-    click.echo(f"Building clusters: {clusters or 'none'}")
-    click.echo(f"On these labels: IoU {matched.matching['iou']:.3f}, accuracy {matched.matching['accuracy']:.3f}")
+        raise click.UsageError("Name --imagery and --labels, or --places, or --building.")
+    if head == "probe":
+        from qgis_iic.training.probe import match_with_probe
+
+        matched = match_with_probe(model, sources, objective, output)
+    else:
+        matched = match(model, sources, objective, output)
+    for line in _found(matched):
+        click.echo(line)
+
+
+def _listed(matched: ModelMetadata) -> str:
+    return ", ".join(map(str, matched.building_clusters or ())) or "none"
+
+
+def _found(matched: ModelMetadata) -> Iterator[str]:
+    """The table of clusters with labels, the mapping, and what it is worth."""
+    from qgis_iic.training.document import Table, to_markdown
+
+    record = matched.matching
+    rows = [
+        (str(cluster), str(inside), str(outside), f"{inside / (inside + outside):.3f}",
+         "yes" if cluster in (matched.building_clusters or ()) else "")
+        for cluster, (inside, outside) in enumerate(record["support"])
+        if inside + outside
+    ]  # fmt: skip
+    yield to_markdown([Table(("cluster", "building pixels", "background pixels", "purity", "building"), rows)])
+    yield f"{matched.clusters - len(rows)} of {matched.clusters} clusters have no labelled pixel and are background."
+    yield f"Building clusters: {_listed(matched)}"
+    yield f"On these labels: IoU {record['iou']:.3f}, accuracy {record['accuracy']:.3f}"
+    if "head" in record:
+        yield f"Probe on these labels: IoU {record['head']['iou']:.3f}, accuracy {record['head']['accuracy']:.3f}"
+    spread = record.get("spread")
+    if spread is None:
+        yield "There are too few labels to leave some out and see how it does on them."
+    else:
+        yield (
+            f"On labels left out, {spread['draws']} draws from {spread['units']} {spread['kind']}: "
+            f"IoU {spread['iou']:.3f} ± {spread['deviation']:.3f}"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import ExitStack
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +17,80 @@ from qgis_iic.cli.run import PATH, named_errors
 @click.command(short_help="Trains on imagery without labels.")
 @named_errors
 @click.argument("config", type=PATH)
-@click.option("--output", type=PATH, required=True, help="Folder of the run: checkpoint.pt and log.csv.")
+@click.option("--output", type=PATH, required=True, help="Folder of the run: checkpoints, logs and pictures.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in that folder, exactly.")
 @click.option("--minutes", type=click.FloatRange(min=0), help="Stop after that long.  [default: the steps of CONFIG]")
 @click.option("--data", type=PATH, help="Folder of the imagery.  [default: the one that CONFIG names]")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the processor.  [default: all]")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the processor, for each process.  [default: all]")
+@click.option(
+    "--accelerator",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="What to train on; auto is cuda where there is one.",
+)
+@click.option("--devices", type=click.IntRange(min=1), default=1, help="One process on each.")
+@click.option(
+    "--precision",
+    type=click.Choice(["32-true", "bf16-mixed", "16-mixed"]),
+    default="32-true",
+    help="Of the convolutions; the loss is always float32. On a processor bf16 is slower.",
+)
 def command(
-    config: Path, output: Path, resume: bool, minutes: float | None, data: Path | None, threads: int | None
+    config: Path,
+    output: Path,
+    resume: bool,
+    minutes: float | None,
+    data: Path | None,
+    threads: int | None,
+    accelerator: str,
+    devices: int,
+    precision: str,
 ) -> None:
     """Trains a network as CONFIG (a TOML file, such as models/iic_rgb.toml) says.
 
-    A checkpoint is written every few minutes and at the end; the last one is the model, see `iic export`. All imagery
-    is held in memory: 6 bytes a pixel at the training ground sampling distance. Ends with the error
-    training-collapsed where the clusters lose all information.
+    A checkpoint is written every few minutes and at the end. A part of the ground is held out: training stops when the
+    loss there no longer falls, and the state in which it was least, best.pt, is the model, see `iic export`. While it
+    trains, the folder of the run also holds all imagery at the training ground sampling distance, 8 bytes a pixel of
+    three bands. Ends with the error training-collapsed where the clusters lose all information.
     """
-    import torch
-
     from qgis_iic.training.config import load_config
+    from qgis_iic.training.devices import start
     from qgis_iic.training.train import train
 
     settings = load_config(config, data)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    fabric = start(accelerator, devices, precision, threads)
     with ExitStack() as stack:
+        bars: list[Any] = []
 
-        @cache
-        def bar() -> Any:
-            """Made at the first step, below the lines that name the imagery."""
-            return stack.enter_context(
-                click.progressbar(
-                    length=settings.optimisation.steps,
-                    label="Steps",
+        def report(step: int, measures: dict[str, float]) -> None:
+            """Makes the bar at the first step, below the lines that name the imagery; it counts the steps left."""
+            if not bars:
+                bar = click.progressbar(
+                    length=settings.total_steps - step + 1,
+                    label=f"From step {step}",
                     file=sys.stderr,
                     show_pos=True,
-                    item_show_func=_measures,
+                    item_show_func=partial(_measures, settings.network.clusters),
                 )
-            )
+                bars.append(stack.enter_context(bar))
+            bars[0].update(1, measures)
 
         path = train(
             settings,
             output,
+            fabric,
             resume=resume,
             minutes=math.inf if minutes is None else minutes,
-            report=lambda step, measures: bar().update(step - bar().pos, measures),
+            report=report,
             reading=lambda raster: click.echo(f"Reading {raster}", err=True),
         )
-    click.echo(f"Checkpoint: {path}")
+    if fabric.is_global_zero:
+        click.echo(f"Checkpoint: {path}")
 
 
-def _measures(measures: object) -> str:
-    """The end of the progress bar: loss at lambda 1, share of the largest entropy, clusters in use."""
+def _measures(clusters: int, measures: object) -> str:
+    """The end of the progress bar: loss, perplexity of the clusters (exp H(z)), and how many of them are in use."""
     if not isinstance(measures, dict):
         return ""
-    return (
-        f"loss {measures['clusters_loss_without_lambda']:.3f}  "
-        f"H(z)/ln K {measures['clusters_entropy']:.2f}  alive {measures['clusters_alive']}"
-    )
+    perplexity = clusters ** measures["clusters_entropy"]
+    return f"loss {measures['loss']:.3f}  perplexity {perplexity:.1f}  alive {measures['clusters_alive']}"

@@ -97,7 +97,7 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
     with clock.stage("model"):
         session = Session(model_file(job.model, job.precision), job.provider, job.building_clusters)
     cancellation.reach(session.cancel)
-    if job.task == "extract" and session.building_clusters is None:
+    if job.task == "extract" and session.decision == "clusters" and session.building_clusters is None:
         raise ModelNotMatched(
             f"{job.model} does not know yet which of its {session.metadata.clusters} clusters are buildings. "
             "Match them with a few examples first: iic match."
@@ -135,9 +135,15 @@ def class_map(
     source_window = None if window is None else (window.col, window.row, window.width, window.height)
     with open_raster(path) as raster:
         made = plan(raster, Source(str(path), bands=bands, window=source_window), session.metadata)
-        answer = [strip.planes for strip in strips(session, made.reader, made.rows, Clock(), lambda _: None)]
+        planes = answer(session, made)
     transform = made.reader.grid.transform @ Affine.translation(made.window.col, made.window.row)
-    return np.concatenate(answer, axis=1), transform, raster.crs
+    return planes, transform, raster.crs
+
+
+def answer(session: Session, made: Plan) -> Planes:
+    """The network's answer for a plan whose raster is open, uint8 [3, height, width], in memory."""
+    answered = strips(session, made.reader, made.rows, Clock(), lambda _: None)
+    return np.concatenate([strip.planes for strip in answered], axis=1)
 
 
 def _check_output(job: Job) -> None:
@@ -217,9 +223,10 @@ def _extract(
     job: Job, session: Session, plans: list[Plan], scratch: Path, clock: Clock, progress: _Progress
 ) -> tuple[Layer, ...]:
     layers = []
+    deciding = None if session.decision == "probability" else session.building_clusters or ()
     for source, made in zip(job.sources, plans, strict=True):
         smallest = _SPECK * job.min_area / made.reader.pixel_area
-        vectorizer = Vectorizer(session.building_clusters or (), smallest)
+        vectorizer = Vectorizer(deciding, smallest)
         components: list[Component] = []
         with _strips(session, made, clock, progress) as answered:
             for strip in answered:
@@ -257,6 +264,7 @@ def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:
         "IIC_OFFSET": ",".join(map(str, made.reader.offset)),
         "IIC_MODEL": metadata.name,
         "IIC_MODEL_WEIGHTS_SHA256": metadata.weights_sha256,
+        "IIC_DECISION": session.decision,
         "IIC_BUILDING_CLUSTERS": ",".join(map(str, session.building_clusters or ())),
         "IIC_PROVIDER": session.provider,
         "IIC_PRECISION": job.precision,

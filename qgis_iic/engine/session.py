@@ -21,6 +21,7 @@ from qgis_iic.protocol.model_metadata import (
     BUILDING_CLUSTERS_INPUT,
     IMAGE_INPUT,
     OUTPUTS,
+    Decision,
     ModelMetadata,
     check_building_clusters,
 )
@@ -52,13 +53,15 @@ class Session:
     Args:
         path: of the ONNX file.
         provider: where it runs; `auto` takes the first that binds.
-        building_clusters: clusters that are buildings, None for the model's own mapping.
+        building_clusters: clusters that are buildings, None for the model's own decision.
 
     Attributes:
         metadata: what the file says of itself.
         provider: ONNX Runtime's name of the execution provider that bound.
         building_clusters: the mapping that is in force; None where neither the model nor the caller has one, and the
-            building probability is then 0 everywhere.
+            building probability is then 0 everywhere, unless the graph has a building head.
+        decision: the model's own, or `clusters` where the caller names some. The probability stays that of the
+            building head where there is one.
         batch_size: tiles that are best run together.
 
     Raises:
@@ -76,8 +79,8 @@ class Session:
         self._check_graph()
         self.building_clusters = self.metadata.building_clusters if building_clusters is None else building_clusters
         check_building_clusters(self.building_clusters or (), self.metadata.clusters)
-        self._mapping_input = np.zeros(self.metadata.clusters, np.float32)
-        self._mapping_input[list(self.building_clusters or ())] = 1
+        self.decision: Decision = self.metadata.decision if building_clusters is None else "clusters"
+        self._mapping = self._mapping_feed()
         self._run_options = onnxruntime.RunOptions()
         self._cancelled = False
         self.batch_size = 1 if self.provider == _PROVIDERS["cpu"] else _GPU_BATCH
@@ -94,9 +97,8 @@ class Session:
         Raises:
             Cancelled: `cancel` was called, before or meanwhile.
         """
-        feeds = {IMAGE_INPUT: tiles, BUILDING_CLUSTERS_INPUT: self._mapping_input}
         try:
-            outputs = self._session.run(list(OUTPUTS), feeds, self._run_options)
+            outputs = self._session.run(list(OUTPUTS), {IMAGE_INPUT: tiles, **self._mapping}, self._run_options)
         except Exception as error:  # ONNX Runtime has no class of its own for a run that was told to end
             if self._cancelled:
                 raise Cancelled("The run was cancelled.") from error
@@ -108,11 +110,23 @@ class Session:
         self._cancelled = True
         self._run_options.terminate = True
 
+    def _mapping_feed(self) -> dict[str, NDArray[np.float32]]:
+        """What `run` feeds beside the tiles: nothing to a graph that ONNX Runtime has rid of its unused mapping."""
+        if BUILDING_CLUSTERS_INPUT not in self._overridable():
+            return {}
+        mapping = np.zeros(self.metadata.clusters, np.float32)
+        mapping[list(self.building_clusters or ())] = 1
+        return {BUILDING_CLUSTERS_INPUT: mapping}
+
+    def _overridable(self) -> set[str]:
+        return {node.name for node in self._session.get_overridable_initializers()}
+
     def _check_graph(self) -> None:
         inputs = {node.name: node for node in self._session.get_inputs()}
-        defaults = {node.name for node in self._session.get_overridable_initializers()}
         outputs = {node.name for node in self._session.get_outputs()}
-        missing = ({IMAGE_INPUT} - inputs.keys()) | ({BUILDING_CLUSTERS_INPUT} - defaults) | (set(OUTPUTS) - outputs)
+        missing = ({IMAGE_INPUT} - inputs.keys()) | (set(OUTPUTS) - outputs)
+        if self.metadata.decision == "clusters":
+            missing |= {BUILDING_CLUSTERS_INPUT} - self._overridable()
         if missing:
             raise ModelInvalid(f"{self._path} has no input or output named {', '.join(sorted(missing))}.")
         bands = inputs[IMAGE_INPUT].shape[1]

@@ -1,9 +1,9 @@
 """From strips of a class raster to pixel-edge polygons, exactly as if the whole raster had been traced at once.
 
-Buildings are the 4-connected components of the building mask. Each strip is labelled and traced by itself; components
-that reach its lower border stay open until the strip in which they end, and their pieces are then joined. Piece borders
-lie on whole pixel numbers, where joining is exact; the vertices that a strip border left on straight edges are taken
-out again.
+Buildings are the 4-connected components of the building mask, which the clusters or the probability make. Each strip is
+labelled and traced by itself; components that reach its lower border stay open until the strip in which they end, and
+their pieces are then joined. Piece borders lie on whole pixel numbers, where joining is exact; the vertices that a
+strip border left on straight edges are taken out again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,33 @@ from numpy.typing import NDArray
 from rasterio.features import shapes
 from scipy import ndimage
 
-from qgis_iic.engine.stitching import Strip
-from qgis_iic.protocol.model_metadata import NODATA, PROBABILITY_SCALE
+from qgis_iic.engine.stitching import Planes, Strip
+from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA, PROBABILITY_SCALE
 
 Ints = NDArray[np.int64]
 
 
+def building_mask(planes: Planes, building_clusters: Sequence[int] | None) -> NDArray[np.bool_]:
+    """Where a building is, bool [height, width]; never where there is no data.
+
+    Args:
+        planes: uint8 [3, height, width], see `stitching.Strip`.
+        building_clusters: cluster numbers that are buildings; None where the probability decides.
+    """
+    clusters, _, probability = planes
+    mask: NDArray[np.bool_] = clusters != NODATA
+    if building_clusters is None:
+        mask &= probability >= LEAST_BUILDING_PROBABILITY
+    else:
+        is_building = np.zeros(NODATA + 1, np.bool_)
+        is_building[list(building_clusters)] = True
+        mask &= is_building[clusters]
+    return mask
+
+
 @dataclass(frozen=True)
 class Component:
-    """A building as the network sees it: a 4-connected set of pixels whose clusters are buildings.
+    """A building as the network sees it: a 4-connected set of building pixels.
 
     Attributes:
         polygon: its outline along pixel edges, in working pixels of the whole raster; holes included.
@@ -88,22 +106,19 @@ class Vectorizer:
     """Takes strips from top to bottom, gives components as soon as they are complete.
 
     Args:
-        building_clusters: cluster numbers that are buildings.
+        building_clusters: cluster numbers that are buildings; None where the probability decides.
         smallest: components whose bounding box has fewer pixels may be left out.
     """
 
-    def __init__(self, building_clusters: Sequence[int], smallest: float = 0) -> None:
+    def __init__(self, building_clusters: Sequence[int] | None, smallest: float = 0) -> None:
+        self._building_clusters = building_clusters
         self._smallest = smallest
-        self._is_building = np.zeros(NODATA + 1, np.bool_)
-        self._is_building[list(building_clusters)] = True
-        self._is_building[NODATA] = False
         self._open: dict[int, _Open] = {}
         self._border: NDArray[np.int32] | None = None
 
     def feed(self, strip: Strip) -> Iterator[Component]:
         """The components that end in this strip; the strip must lie right below the one before."""
-        mask = self._is_building[strip.planes[0]]
-        labels, count = self._label(mask)
+        labels, count = self._label(building_mask(strip.planes, self._building_clusters))
         pieces = _trace(labels, count, strip)
         links = self._links_to_previous(labels[0])
         reaching_border = np.unique(labels[-1][labels[-1] > 0]).tolist()
@@ -164,7 +179,7 @@ class _Pieces:
 
     Attributes:
         polygons: by label; the first entry is empty.
-        votes: pixels per label and building cluster, int [labels + 1, clusters].
+        votes: pixels per label and cluster, int [labels + 1, clusters].
         clusters: numbers of those clusters, rising.
         probability: sum per label, 0 to 254 a pixel.
     """

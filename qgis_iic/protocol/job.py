@@ -67,7 +67,8 @@ class Job:
         tile_size: side of the tiles in working pixels, None for the model's own.
         min_area: smallest building in m2; smaller ones are dropped.
         max_hole_area: largest hole in m2 that is filled.
-        building_clusters: clusters that are buildings, None for the model's own mapping.
+        building_clusters: clusters that are buildings, None for the model's own decision. Given, they decide even with
+            a model that decides by its probability.
         overwrite: whether layers of the same name (`extract`) or the file (`segment`) may be replaced.
         id: names the scratch folder of the run.
     """

@@ -8,6 +8,9 @@ keys that the Deepness plugin reads, derived from the same facts. The graph has
   Matching again therefore changes metadata only: the engine feeds the mapping of the metadata, or of the job;
 - the outputs `cluster` (over-clustering head), `class` (main head) and `building_probability` (0 to 254 for 0 to 1),
   each uint8 [N, H, W].
+
+What is a building is decided by the clusters, or by the probability where the graph has a building head of its own:
+its probability is then that head's and does not depend on the mapping, which the engine need not feed.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from qgis_iic.protocol.errors import ModelInvalid
 
@@ -29,9 +32,13 @@ CLASS_OUTPUT = "class"
 PROBABILITY_OUTPUT = "building_probability"
 OUTPUTS = (CLUSTER_OUTPUT, CLASS_OUTPUT, PROBABILITY_OUTPUT)
 
+Decision = Literal["clusters", "probability"]
+
 PROBABILITY_SCALE = 254
 NODATA = 255
 """No-data value of every output raster; hence at most 255 clusters and a probability scale of 254."""
+LEAST_BUILDING_PROBABILITY = PROBABILITY_SCALE // 2
+"""Where the probability decides, a building is where it is at least one half: from this byte on."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class ModelMetadata:
         clusters: number of clusters of the over-clustering head.
         classes: number of classes of the main head.
         building_clusters: clusters that are buildings; None before matching.
+        decision: what says where a building is: its cluster, or a probability of at least one half, which asks for
+            a graph with a building head.
         matching: how they were matched: objective, labels, and support per cluster.
         training: imagery with licence and attribution, configuration, steps, seed.
         metrics: what was measured where, with the baselines.
@@ -72,6 +81,7 @@ class ModelMetadata:
     clusters: int
     classes: int
     building_clusters: tuple[int, ...] | None = None
+    decision: Decision = "clusters"
     matching: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -90,12 +100,13 @@ class ModelMetadata:
         _require(self.tile_size % self.stride == 0, "its tile size is no multiple of its stride")
         _require(self.tile_size > 2 * self.halo, "its tiles have no core")
         _require(0 < self.clusters <= NODATA and 0 < self.classes <= NODATA, "it has more clusters than a byte holds")
+        _require(self.decision in get_args(Decision), f"it decides by {self.decision!r}, which is not known here")
         if self.building_clusters is not None:
             check_building_clusters(self.building_clusters, self.clusters)
 
     def matched(self, building_clusters: tuple[int, ...], matching: dict[str, Any]) -> ModelMetadata:
-        """The same model with another mapping of clusters to buildings."""
-        return replace(self, building_clusters=building_clusters, matching=matching)
+        """The same model with another mapping of clusters to buildings, which then decides."""
+        return replace(self, building_clusters=building_clusters, decision="clusters", matching=matching)
 
     def to_properties(self) -> dict[str, str]:
         """Key to text, as ONNX stores metadata."""

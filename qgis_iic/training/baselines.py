@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
-from qgis_iic.training.export import FEATURES
 from qgis_iic.training.labels import BACKGROUND, BUILDING, Labels
-from qgis_iic.training.model_file import run_inner
+from qgis_iic.training.model_file import FEATURES, run_inner
 from qgis_iic.training.network import STRIDE, IICNetwork
 from qgis_iic.training.regions import Region
 
@@ -100,7 +99,7 @@ def random_network(metadata: ModelMetadata, regions: Sequence[Region], seed: int
         normalised = np.where(region.valid, (region.values - mean) / std, 0).astype(np.float32)
         height, width = region.valid.shape
         padded = np.pad(normalised, ((0, 0), (0, height % STRIDE), (0, width % STRIDE)))
-        features: Floats = network.trunk(torch.from_numpy(padded)[None])[0].numpy()
+        features: Floats = network.encode(torch.from_numpy(padded)[None])[0].numpy()
         return features
 
     for layer in network.modules():

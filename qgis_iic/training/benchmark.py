@@ -1,42 +1,64 @@
-"""Runs a benchmark protocol: reads each region once, and evaluates every setting."""
+"""Runs a benchmark protocol: reads each region once, evaluates every setting, and takes pictures of some tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qgis_iic.training.baselines import trunk_features
-from qgis_iic.training.evaluation import Setting, evaluate
+from qgis_iic.training.evaluation import FILE, Setting, evaluate
 from qgis_iic.training.model_file import read_model
+from qgis_iic.training.pictures import Example, choose_examples
 from qgis_iic.training.places import Protocol
 from qgis_iic.training.regions import Region, RegionSource, read_region
 
 Tell = Callable[[str], None]
 
 
-def run_benchmark(model: Path, protocol: Protocol, tell: Tell = lambda text: None) -> dict[str, Any]:
-    """The figures of a model, as plain data: `draws`, `note`, and `settings` as `evaluation.evaluate` gives them.
+@dataclass(frozen=True)
+class Benchmark:
+    """What a model was found to be worth.
 
-    Each setting also says its `kind`: `own` where a place is matched on its own ground, `cross` where on another's.
+    Attributes:
+        figures: plain data: `draws`, `note`, and `settings` as `evaluation.evaluate` gives them. Each also says its
+            `kind`: `own` where a place is matched on its own ground, `cross` where on another's.
+        examples: pictures of the settings of kind `own`, by name: of the mapping for IoU from all labels, or of the
+            file's own where there are none to match on.
+    """
+
+    figures: dict[str, Any]
+    examples: dict[str, list[Example]]
+
+
+def run_benchmark(model: Path, protocol: Protocol, tell: Tell = lambda text: None, baselines: bool = True) -> Benchmark:
+    """Scores a model file by a protocol, beside the baselines or, where models are compared, for itself.
 
     Raises:
         IicError: see `model_file.read_model`, `regions.read_region` and `evaluation.evaluate`.
     """
     proto, metadata = read_model(model)
-    trunk = trunk_features(proto, metadata)
+    trunk = trunk_features(proto, metadata) if baselines else None
     regions: dict[RegionSource, Region] = {}
     for place in protocol.places:
         for source in (*place.match, *place.score):
             tell(f"Network on {source.imagery}")
             regions[source] = read_region(source, model, metadata)
     settings = []
+    examples: dict[str, list[Example]] = {}
     for name, origin, target in protocol.settings():
         tell(name)
         setting = Setting(name, [regions[source] for source in origin.match], [regions[s] for s in target.score])
         kind = "own" if origin is target else "cross"
-        # The file's own mapping may have seen labels of the place that is scored: no business of a cross setting.
-        known = metadata if kind == "own" else replace(metadata, building_clusters=None)
-        settings.append({**evaluate(setting, known, protocol.draws, tell, trunk), "kind": kind})
-    return {"draws": asdict(protocol.draws), "note": protocol.note, "settings": settings}
+        # The file's own mapping and head may have seen labels of what is scored: no business of a cross setting.
+        known = metadata if kind == "own" else replace(metadata, building_clusters=None, decision="clusters")
+        found = evaluate(setting, known, protocol.draws, tell, trunk, baselines)
+        settings.append({**found, "kind": kind})
+        if kind == "own":
+            mapping = found["mappings"]["iou" if setting.match else FILE]["building_clusters"]
+            masks = [np.isin(region.clusters, mapping) for region in setting.score]
+            examples[name] = choose_examples(setting.score, masks)
+    return Benchmark({"draws": asdict(protocol.draws), "note": protocol.note, "settings": settings}, examples)

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 
 from qgis_iic.protocol.errors import ModelInvalid, ModelNotFound, OutputNotWritable
-from qgis_iic.training.config import TrainingConfig
+from qgis_iic.training.config import FRONT_SIDES, TrainingConfig
 from qgis_iic.training.imagery import Moments
 from qgis_iic.training.network import IICNetwork
+from qgis_iic.training.preprocessing import fixed_convolution, sobel
 
-VERSION = 1
+VERSION = 2
 CHECKPOINT_NAME = "checkpoint.pt"
+"""The last state of a run, to go on from."""
+BEST_NAME = "best.pt"
+"""The state whose loss on the held-out ground is the least, to make the model from."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +28,16 @@ class Checkpoint:
     """The state after `step` steps.
 
     Attributes:
-        config: as plain data.
+        config: as plain data, with the one seed that the run goes on with.
         step: number of steps done.
         seconds: of training so far, reading not counted.
         moments: mean and deviation of the bands.
-        network, decoder, optimiser: state dictionaries; that of the decoder is empty for the plain objective.
-        random: state of the NumPy generator that draws chips, views and displacements.
+        network, optimiser: state dictionaries.
+        beside: state of what is trained beside the network, such as the decoder; empty for the plain objective.
+        scaler: state of the gradients' scale, empty but for 16-mixed precision.
         poor_steps: of the collapse monitor.
+        best_loss: the least loss on the held-out ground so far; infinite before the first evaluation.
+        poor_evaluations: in a row, without improvement on it.
         measures: the last row of the log.
     """
 
@@ -38,28 +46,29 @@ class Checkpoint:
     seconds: float
     moments: Moments
     network: dict[str, Any]
-    decoder: dict[str, Any]
+    beside: dict[str, Any]
     optimiser: dict[str, Any]
-    random: dict[str, Any]
+    scaler: dict[str, Any]
     poor_steps: int
+    best_loss: float
+    poor_evaluations: int
     measures: dict[str, float]
 
 
-def save_checkpoint(checkpoint: Checkpoint, run: Path) -> Path:
-    """Writes it into the folder of the run under a temporary name, then renames: a reader never sees half of one.
+def save_checkpoint(checkpoint: Checkpoint, path: Path, fabric: Fabric) -> Path:
+    """Writes it under a temporary name, then renames: a reader never sees half of one. To be called in all processes.
 
     Raises:
         OutputNotWritable: the folder is missing, full or not writable.
     """
-    path = run / CHECKPOINT_NAME
     temporary = path.with_suffix(".partial")
     try:
-        with temporary.open("wb") as file:
-            # Fields one level deep: asdict would copy every tensor.
-            torch.save({"version": VERSION, **vars(checkpoint)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        # Fields one level deep: asdict would copy every tensor.
+        fabric.save(temporary, {"version": VERSION, **vars(checkpoint)})
+        if fabric.is_global_zero:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise OutputNotWritable(f"The checkpoint {path} can't be written: {error}.") from error
@@ -67,7 +76,7 @@ def save_checkpoint(checkpoint: Checkpoint, run: Path) -> Path:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint, or the one in the folder of a run.
+    """Reads a checkpoint, or the last one in the folder of a run; all tensors come to the processor.
 
     Raises:
         ModelNotFound: there is none.
@@ -88,9 +97,27 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ModelInvalid(f"{file} is not a checkpoint of iic train: {error}") from error
 
 
+def load_best(path: Path) -> Checkpoint:
+    """Reads a checkpoint, or the best one in the folder of a run, which is the last one where nothing is held out.
+
+    Raises:
+        ModelNotFound, ModelInvalid: see `load_checkpoint`.
+    """
+    best = path / BEST_NAME
+    return load_checkpoint(best if best.is_file() else path)
+
+
 def build_network(config: TrainingConfig) -> IICNetwork:
     """An untrained network of the configuration, drawn from torch's global generator."""
-    return IICNetwork(bands=len(config.bands), **asdict(config.network))
+    shape = asdict(config.network)
+    preprocessing, bands = shape.pop("preprocessing"), len(config.bands)
+    front = None
+    if preprocessing == "sobel":
+        front = sobel(config.bands)
+    elif preprocessing != "none":
+        # Nothing yet: whitening is fitted to the imagery, or comes with the weights of a checkpoint.
+        front = fixed_convolution(torch.zeros(bands, bands, FRONT_SIDES[preprocessing], FRONT_SIDES[preprocessing]))
+    return IICNetwork(bands, front=front, **shape)
 
 
 def restore_network(checkpoint: Checkpoint) -> tuple[IICNetwork, TrainingConfig]:

@@ -14,19 +14,30 @@ from typing import Any, TypeVar
 
 from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
 from qgis_iic.protocol.model_metadata import NODATA
-from qgis_iic.training.network import CHANNELS, STRIDE
+from qgis_iic.training.network import CHANNELS, STRIDE, halo
+from qgis_iic.training.smoothness import Difference
 
 Section = TypeVar("Section")
+
+FRONT_SIDES = {"none": 1, "sobel": 3, "zca": 1, "zca_patches": 7}
+"""Sides in pixels of the fixed kernels in front of the network."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """See `network.IICNetwork`."""
+    """See `network.IICNetwork`.
+
+    Attributes:
+        preprocessing: `sobel` adds the derivatives of the grey image; `zca` whitens the bands of each pixel, and
+            `zca_patches` patches of 7x7; see `preprocessing`.
+    """
 
     width: float = 0.25
     dilations: tuple[int, ...] = (1, 1, 2, 2, 2, 2)
-    clusters: int = 48
+    clusters: int = 96
     classes: int = 3
+    multi_layer: bool = False
+    preprocessing: str = "none"
 
     def __post_init__(self) -> None:
         _require(0 < self.width <= 4, "network.width must be above 0 and at most 4")
@@ -34,32 +45,63 @@ class NetworkConfig:
         _require(all(d >= 1 for d in self.dilations), "network.dilations must be 1 or more")
         _require(2 <= self.clusters <= NODATA, f"network.clusters must be 2 to {NODATA}")
         _require(2 <= self.classes <= NODATA, f"network.classes must be 2 to {NODATA}")
+        _require(self.preprocessing in FRONT_SIDES, f"network.preprocessing must be one of {', '.join(FRONT_SIDES)}")
+
+    @property
+    def halo(self) -> int:
+        """See `network.halo`."""
+        return halo(self.dilations, self.multi_layer, FRONT_SIDES[self.preprocessing])
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """See `iic_loss` and `network.Decoder`.
+    """See `iic_loss`, `network.Decoder`, and for the weights that are 0 unless asked for, the modules they name.
 
     Attributes:
         displacement: half-width d of the square of displacements, in pixels of the features: the loss is taken at
             half resolution, so that d = 4 reaches 8 pixels of the chip, at a quarter of the cost.
         displacements_per_step: how many of them each step draws, (0, 0) always among them.
         lambda_clusters, lambda_classes: weight of the marginal entropies in the loss of either head.
+        main_head_trains_trunk: as published. Its few classes have no use for most of what tells clusters apart, and
+            the trunk lets go of that; without it the main head only reads what the over-clustering head has taught.
+        cluster_head: `k_means` replaces the over-clustering head after the last step, see `prototypes`; `iic` keeps
+            the one that was trained.
         reconstruction_weight: of the mean squared error of the rebuilt normalised chip; 0 trains the plain objective.
+        class_map_weight: of the same error, rebuilt from the over-clustering head's map alone, see `reconstruction`.
+        normalised_cut_weight, normalised_cut_sigma: of the soft normalised cut of that map, and its sigma_I in
+            deviations, see `normalised_cut`.
+        smoothness_weight, smoothness_difference, smoothness_sigma: of the adjacent-pixel loss of that map, `squared` or
+            `absolute`, and how much the image, in deviations, may differ for it to count; 0 counts all pixels alike.
     """
 
     displacement: int = 4
     displacements_per_step: int = 12
     lambda_clusters: float = 1.5
     lambda_classes: float = 1.5
+    main_head_trains_trunk: bool = False
+    cluster_head: str = "k_means"
     reconstruction_weight: float = 3.0
+    class_map_weight: float = 0.0
+    normalised_cut_weight: float = 0.0
+    normalised_cut_sigma: float = 0.2
+    smoothness_weight: float = 0.0
+    smoothness_difference: Difference = "squared"
+    smoothness_sigma: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.displacement >= 0, "objective.displacement must be 0 or more")
         _require(self.displacements_per_step >= 1, "objective.displacements_per_step must be 1 or more")
         for name in ("lambda_clusters", "lambda_classes"):
             _require(getattr(self, name) >= 1, f"objective.{name} must be 1 or more")
-        _require(self.reconstruction_weight >= 0, "objective.reconstruction_weight must be 0 or more")
+        for name in ("reconstruction", "class_map", "normalised_cut", "smoothness"):
+            _require(getattr(self, f"{name}_weight") >= 0, f"objective.{name}_weight must be 0 or more")
+        _require(self.normalised_cut_sigma > 0, "objective.normalised_cut_sigma must be positive")
+        _require(self.smoothness_sigma >= 0, "objective.smoothness_sigma must be 0 or more")
+        differences = ("squared", "absolute")
+        _require(
+            self.smoothness_difference in differences, "objective.smoothness_difference must be squared or absolute"
+        )
+        _require(self.cluster_head in ("iic", "k_means"), "objective.cluster_head must be iic or k_means")
 
 
 @dataclass(frozen=True)
@@ -96,6 +138,33 @@ class OptimisationConfig:
 
 
 @dataclass(frozen=True)
+class HeldOutConfig:
+    """Ground that no step draws from, and what is decided by it, without a label.
+
+    Attributes:
+        share: of each raster's ground, in blocks of a chip; 0 holds nothing out and decides nothing.
+        chips: fixed ones that are evaluated, of all rasters by their share.
+        evaluation_steps: steps between two evaluations.
+        patience: evaluations in a row without improvement that end the training.
+        seed_steps: after which the best of several seeds is chosen, that then goes on alone.
+        picture_steps: steps between two picture sheets, see `sheets`; 0 makes none.
+    """
+
+    share: float = 0.05
+    chips: int = 32
+    evaluation_steps: int = 100
+    patience: int = 5
+    seed_steps: int = 150
+    picture_steps: int = 200
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.share < 0.5, "held_out.share must be 0 or more and below 0.5")
+        for name in ("chips", "evaluation_steps", "patience", "seed_steps"):
+            _require(getattr(self, name) > 0, f"held_out.{name} must be positive")
+        _require(self.picture_steps >= 0, "held_out.picture_steps must be 0 or more")
+
+
+@dataclass(frozen=True)
 class ImagerySource:
     """Rasters of one place.
 
@@ -127,7 +196,8 @@ class TrainingConfig:
 
     Attributes:
         name: of the model.
-        seed: of the weights' first values, the chips, the views and the displacements.
+        seeds: of the weights' first values, the chips, the views and the displacements; of several, each trains for
+            `held_out.seed_steps`, and the one that is best on the held-out ground goes on.
         data: folder of the imagery, relative to the configuration file.
         bands: names, in input order.
         gsd: ground sampling distance that all imagery is brought to, in metres.
@@ -138,15 +208,21 @@ class TrainingConfig:
     data: str
     bands: tuple[str, ...]
     imagery: tuple[ImagerySource, ...]
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     gsd: float = 0.3
     gsd_range: tuple[float, float] = (0.2, 0.45)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
 
     def __post_init__(self) -> None:
         _require(1 <= len(self.bands) <= 8, "bands must name 1 to 8 bands")
+        _require(all(seed >= 0 for seed in self.seeds), "seeds must be 0 or more")
+        _require(len(set(self.seeds)) == len(self.seeds) > 0, "seeds must name at least one, and none twice")
+        _require(len(self.seeds) == 1 or self.held_out.share > 0, "several seeds need held_out.share above 0")
+        shorter = len(self.seeds) == 1 or self.held_out.seed_steps <= self.optimisation.steps
+        _require(shorter, "held_out.seed_steps must be at most optimisation.steps")
         _require(len(self.gsd_range) == 2, "gsd_range must be two numbers")
         _require(0 < self.gsd_range[0] <= self.gsd <= self.gsd_range[1], "gsd must lie in gsd_range")
         _require(len(self.imagery) > 0, "there must be at least one [[imagery]]")
@@ -157,6 +233,11 @@ class TrainingConfig:
             self.objective.displacement * STRIDE < self.optimisation.chip_size // 2,
             "objective.displacement must stay below a quarter of the chip",
         )
+
+    @property
+    def total_steps(self) -> int:
+        """Of all seeds together."""
+        return self.optimisation.steps + (len(self.seeds) - 1) * self.held_out.seed_steps
 
     def to_record(self) -> dict[str, Any]:
         """Plain data that `from_record` reads back."""
@@ -170,6 +251,7 @@ class TrainingConfig:
             ("network", NetworkConfig),
             ("objective", ObjectiveConfig),
             ("optimisation", OptimisationConfig),
+            ("held_out", HeldOutConfig),
         ):
             sections[name] = _section(kind, sections.get(name, {}), f"{name}.")
         sources = sections.get("imagery", ())
@@ -233,6 +315,7 @@ def _all(check: Callable[[object], bool]) -> Callable[[object], bool]:
 
 
 _TYPES: dict[str, Callable[[object], bool]] = {
+    "bool": lambda value: isinstance(value, bool),
     "int": _is_whole,
     "float": _is_number,
     "str": lambda value: isinstance(value, str),

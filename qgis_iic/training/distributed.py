@@ -8,10 +8,12 @@ share its statistics too (`torch.nn.SyncBatchNorm`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+Value = TypeVar("Value")
 
 
 def sum_over_processes(joints: Tensor) -> Tensor:
@@ -47,3 +49,12 @@ def _all_reduced(values: Tensor) -> Tensor:
     total = values.clone(memory_format=torch.contiguous_format)
     distributed.all_reduce(total)
     return total
+
+
+def of_first_process(value: Value) -> Value:
+    """The first process's `value`, a small object that can be pickled; without a process group the value itself."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    holder = [value]
+    distributed.broadcast_object_list(holder)
+    return holder[0]

@@ -6,15 +6,16 @@ several times; each draw gives a mapping, and each mapping is scored on all labe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qgis_iic.protocol.errors import LabelsInvalid, ModelNotMatched
-from qgis_iic.protocol.model_metadata import ModelMetadata
+from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA, ModelMetadata
+from qgis_iic.training import objects
 from qgis_iic.training.baselines import (
     MULTISCALE,
     PIXELS,
@@ -23,14 +24,15 @@ from qgis_iic.training.baselines import (
     LogisticClassifier,
     random_network,
 )
-from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
-from qgis_iic.training.matching import Objective, best_clusters, check_support, count_support
+from qgis_iic.training.draws import draw_labels
+from qgis_iic.training.labels import BACKGROUND, BUILDING, Labels
+from qgis_iic.training.matching import Objective, Support, best_clusters, check_support, total_support
 from qgis_iic.training.places import Draws
 from qgis_iic.training.regions import Region
 
 OBJECTIVES: tuple[Objective, ...] = ("iou", "accuracy")
-LARGEST_PART = 2 / 3
-"""Of the tiles there are; where fewer than wanted are there, draws must still differ."""
+FILE = "file"
+"""Name of the mapping in the model's metadata, among those of `evaluate`."""
 
 Prediction = NDArray[np.bool_]
 
@@ -85,30 +87,23 @@ class Setting:
     score: Sequence[Region]
 
 
-def draw_labels(regions: Sequence[Region], draws: Draws, seed: int) -> list[Labels]:
-    """The regions' labels with all but some random tiles made unlabelled.
+class Ground:
+    """What predictions are scored on: the labels of some regions, and the footprints in them."""
 
-    A tile takes part where at least half of it is labelled.
+    def __init__(self, labels: Sequence[Labels]) -> None:
+        self.labels = labels
+        self._footprints = [objects.footprints(plane) for plane in labels]
 
-    Raises:
-        LabelsInvalid: there is no such tile.
-    """
-    side = draws.tile_size
-    tiles = [
-        (index, slice(row, row + side), slice(col, col + side))
-        for index, region in enumerate(regions)
-        for row in range(0, region.labels.shape[0] - side + 1, side)
-        for col in range(0, region.labels.shape[1] - side + 1, side)
-        if (region.labels[row : row + side, col : col + side] != UNLABELLED).mean() >= 0.5
-    ]
-    if not tiles:
-        raise LabelsInvalid(f"The regions to match on hold no labelled tile of {side} pixels.")
-    count = min(draws.tiles, max(1, round(LARGEST_PART * len(tiles))))
-    drawn = [np.full_like(region.labels, UNLABELLED) for region in regions]
-    for chosen in np.random.default_rng(seed).choice(len(tiles), size=count, replace=False):
-        index, rows, cols = tiles[chosen]
-        drawn[index][rows, cols] = regions[index].labels[rows, cols]
-    return drawn
+    def confusion(self, predictions: Sequence[Prediction]) -> Confusion:
+        return confusion(predictions, self.labels)
+
+    def measures(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Pixel and object measures of a prediction for each region."""
+        counted = (
+            objects.count_objects(objects.Components.of(prediction), truth, plane)
+            for prediction, truth, plane in zip(predictions, self._footprints, self.labels, strict=True)
+        )
+        return self.confusion(predictions).measures() | objects.total(counted).measures()
 
 
 def evaluate(
@@ -117,6 +112,7 @@ def evaluate(
     draws: Draws,
     advance: Callable[[str], None] = lambda method: None,
     trunk: Features | None = None,
+    baselines: bool = True,
 ) -> dict[str, Any]:
     """All rows of a setting's table, as plain data.
 
@@ -126,10 +122,15 @@ def evaluate(
         draws: of tiles.
         advance: called with the name of each method that is done.
         trunk: features of the model itself, for a linear classifier on them.
+        baselines: whether there are rows for them.
 
     Returns:
-        The setting's name, its share of buildings and labelled pixels, and `rows`: method, objective, and for each
-        measure [mean, standard deviation over the draws].
+        The setting's name, its share of buildings and labelled pixels, and
+
+        - `rows`: method, objective, and for each measure [mean, standard deviation over the draws];
+        - `mappings`: `iou` and `accuracy`, from all labels of the regions to match on, and `file`, the model's own,
+          each with its `building_clusters` and its `confusion` on the regions to score on;
+        - `clusters`: see `cluster_table`, of the regions to match on, or to score on where there are none.
 
     Raises:
         ModelNotMatched: there is nothing to match on, and the model has no mapping of its own.
@@ -138,29 +139,82 @@ def evaluate(
     """
     if not setting.match and metadata.building_clusters is None:
         raise ModelNotMatched("The model is not matched yet: name labels to match on, or match it first: iic match.")
-    targets = [region.labels for region in setting.score]
-    background = confusion([np.zeros_like(plane, np.bool_) for plane in targets], targets)
+    ground = Ground([region.labels for region in setting.score])
+    nothing = [np.zeros_like(plane, np.bool_) for plane in ground.labels]
+    background = ground.confusion(nothing)
     labelled = background.false_negative + background.true_negative
     if labelled == 0:
         raise LabelsInvalid(f"{setting.name} holds no labelled pixel to score on where the imagery has data.")
-    rows = [_row("all background", "", [background.measures()])]
-    if metadata.building_clusters is not None:
-        found = [np.isin(region.clusters, metadata.building_clusters) for region in setting.score]
-        rows.append(_row("IIC clusters, mapping of the file", "", [confusion(found, targets).measures()]))
+    mappings = _mappings(setting, metadata)
+    found = {name: [np.isin(region.clusters, chosen) for region in setting.score] for name, chosen in mappings.items()}
+    rows = [_row("all background", "", [ground.measures(nothing)])]
+    if FILE in found:
+        rows.append(_row("IIC clusters, mapping of the file", "", [ground.measures(found[FILE])]))
+    if metadata.decision == "probability":
+        by_head = [region.probability >= LEAST_BUILDING_PROBABILITY for region in setting.score]
+        rows.append(_row("building head of the file", "", [ground.measures(by_head)]))
     if setting.match:
+        head = f"IIC over-clustering head ({metadata.clusters}), all labels"
+        rows += [_row(head, objective, [ground.measures(found[objective])]) for objective in OBJECTIVES]
         drawn = [draw_labels(setting.match, draws, seed) for seed in range(draws.count)]
-        for planes in _clusterings(setting, metadata):
-            rows += _matched_rows(planes, drawn, targets)
+        for planes in _clusterings(setting, metadata, baselines):
+            rows += _matched_rows(planes, drawn, ground)
             advance(planes.name)
-        for features in (PIXELS, MULTISCALE, *([] if trunk is None else [trunk])):
-            rows.append(_linear_row(features, setting, drawn, targets))
+        for features in (*((PIXELS, MULTISCALE) if baselines else ()), *([] if trunk is None else [trunk])):
+            rows.append(_linear_row(features, setting, drawn, ground))
             advance(features.name)
     return {
         "name": setting.name,
         "building_share": background.false_negative / labelled,
         "labelled_pixels": labelled,
         "rows": rows,
+        "mappings": {
+            name: {"building_clusters": list(chosen), "confusion": asdict(ground.confusion(found[name]))}
+            for name, chosen in mappings.items()
+        },
+        "clusters": cluster_table(setting.match or setting.score, metadata.clusters, mappings),
     }
+
+
+def _mappings(setting: Setting, metadata: ModelMetadata) -> dict[str, tuple[int, ...]]:
+    """Building clusters by the file and by either objective on all labels, as far as there are such."""
+    mappings = {} if metadata.building_clusters is None else {FILE: metadata.building_clusters}
+    if setting.match:
+        support = _support(setting.match, metadata.clusters)
+        check_support(support, "all to match on")
+        mappings |= {objective: best_clusters(support, objective) for objective in OBJECTIVES}
+    return mappings
+
+
+def _support(regions: Sequence[Region], count: int) -> Support:
+    return total_support([region.clusters for region in regions], [region.labels for region in regions], count)
+
+
+def cluster_table(regions: Sequence[Region], count: int, mappings: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+    """What each of `count` clusters holds in some regions.
+
+    Returns:
+        For each cluster its number, labelled `building` and `background` pixels, `purity` (share of the former among
+        both, None without any), `share` of all pixels with data, and `chosen_by`: the mappings in which it is a
+        building.
+    """
+    support = _support(regions, count)
+    pixels = sum(
+        (np.bincount(region.clusters.ravel(), minlength=NODATA + 1)[:count] for region in regions),
+        start=np.zeros(count, np.int64),
+    )
+    return [
+        {
+            "cluster": cluster,
+            "building": building,
+            "background": background,
+            "purity": building / (building + background) if building + background else None,
+            "share": _ratio(int(pixels[cluster]), int(pixels.sum())),
+            "chosen_by": [name for name, chosen in mappings.items() if cluster in chosen],
+        }
+        for cluster in range(count)
+        for building, background in [support.of([cluster])]
+    ]
 
 
 @dataclass(frozen=True)
@@ -173,7 +227,7 @@ class _Clustering:
     score: list[NDArray[np.uint8]]
 
 
-def _clusterings(setting: Setting, metadata: ModelMetadata) -> Iterator[_Clustering]:
+def _clusterings(setting: Setting, metadata: ModelMetadata, baselines: bool) -> Iterator[_Clustering]:
     yield _Clustering(
         f"IIC over-clustering head ({metadata.clusters})",
         metadata.clusters,
@@ -186,6 +240,8 @@ def _clusterings(setting: Setting, metadata: ModelMetadata) -> Iterator[_Cluster
         [region.classes for region in setting.match],
         [region.classes for region in setting.score],
     )
+    if not baselines:
+        return
     for features in (PIXELS, MULTISCALE, random_network(metadata, setting.match, seed=0)):
         means = KMeansClustering(features, setting.match, seed=0)
         count = means.count
@@ -197,27 +253,23 @@ def _clusterings(setting: Setting, metadata: ModelMetadata) -> Iterator[_Cluster
         )
 
 
-def _matched_rows(
-    planes: _Clustering, drawn: Sequence[Sequence[Labels]], targets: Sequence[Labels]
-) -> list[dict[str, Any]]:
+def _matched_rows(planes: _Clustering, drawn: Sequence[Sequence[Labels]], ground: Ground) -> list[dict[str, Any]]:
     """A row for either objective."""
+    supports = [total_support(planes.match, labels, planes.count) for labels in drawn]
+    for support in supports:
+        check_support(support, "the drawn tiles")
+    scored: dict[tuple[int, ...], dict[str, float]] = {}  # draws often agree on the mapping
     rows = []
     for objective in OBJECTIVES:
-        measures = []
-        for labels in drawn:
-            counted = [
-                count_support(plane, known, planes.count) for plane, known in zip(planes.match, labels, strict=True)
-            ]
-            support = sum(counted[1:], start=counted[0])
-            check_support(support, "the drawn tiles")
-            chosen = best_clusters(support, objective)
-            measures.append(confusion([np.isin(plane, chosen) for plane in planes.score], targets).measures())
-        rows.append(_row(planes.name, objective, measures))
+        mappings = [best_clusters(support, objective) for support in supports]
+        for chosen in set(mappings) - scored.keys():
+            scored[chosen] = ground.measures([np.isin(plane, chosen) for plane in planes.score])
+        rows.append(_row(planes.name, objective, [scored[chosen] for chosen in mappings]))
     return rows
 
 
 def _linear_row(
-    features: Features, setting: Setting, drawn: Sequence[Sequence[Labels]], targets: Sequence[Labels]
+    features: Features, setting: Setting, drawn: Sequence[Sequence[Labels]], ground: Ground
 ) -> dict[str, Any]:
     match = [features.compute(region) for region in setting.match]
     score = [features.compute(region) for region in setting.score]
@@ -227,9 +279,9 @@ def _linear_row(
         classifier = LogisticClassifier(match, [plane[::step, ::step] for plane in labels], seed)
         found = [
             classifier.predict(values).repeat(step, axis=0).repeat(step, axis=1)[: target.shape[0], : target.shape[1]]
-            for values, target in zip(score, targets, strict=True)
+            for values, target in zip(score, ground.labels, strict=True)
         ]
-        measures.append(confusion(found, targets).measures())
+        measures.append(ground.measures(found))
     return _row(f"logistic regression, {features.name}", "", measures)
 
 

@@ -31,16 +31,25 @@ from qgis_iic.protocol.model_metadata import (
     PROBABILITY_SCALE,
     ModelMetadata,
 )
-from qgis_iic.training.checkpoint import Checkpoint, load_checkpoint, restore_network
+from qgis_iic.training.building_head import CLUSTER_LOGITS, SHARE, UPSAMPLING, cluster_share, upsampled
+from qgis_iic.training.checkpoint import Checkpoint, load_best, restore_network
 from qgis_iic.training.config import TrainingConfig
 from qgis_iic.training.imagery import DTYPE, Moments
-from qgis_iic.training.model_file import run_inner, weights_checksum, write_model
-from qgis_iic.training.network import STRIDE, IICNetwork, Logits, halo, predict_logits
+from qgis_iic.training.model_file import FEATURES, run_inner, weights_checksum, write_model
+from qgis_iic.training.network import (
+    CONTEXT_SIDES,
+    LAYERS_BEFORE_POOL,
+    LAYERS_SEEN,
+    LEAST_VARIANCE,
+    STRIDE,
+    IICNetwork,
+    Logits,
+    predict_logits,
+)
 
 OPSET = 17
 IR_VERSION = 8
 TILE_SIZE = 650
-FEATURES = "features"
 LOGITS = "logits"
 PARITY = 1e-3
 """Largest difference of logits between torch and ONNX Runtime, relative to the deviation of the logits."""
@@ -52,10 +61,10 @@ def export(checkpoint_path: Path, output: Path) -> ModelMetadata:
     """Writes the model of a checkpoint or of a run's folder, unmatched, after showing that it computes the same.
 
     Raises:
-        ModelNotFound, ModelInvalid: see `checkpoint.load_checkpoint`; also where the graph differs from the network.
+        ModelNotFound, ModelInvalid: see `checkpoint.load_best`; also where the graph differs from the network.
         OutputNotWritable: see `model_file.write_model`.
     """
-    checkpoint = load_checkpoint(checkpoint_path)
+    checkpoint = load_best(checkpoint_path)
     network, config = restore_network(checkpoint)
     model = build_model(network, checkpoint.moments)
     check_parity(model, network, checkpoint.moments)
@@ -78,7 +87,7 @@ def describe(checkpoint: Checkpoint, config: TrainingConfig, checksum: str) -> M
         mean=mean,
         std=std,
         tile_size=TILE_SIZE,
-        halo=halo(config.network.dilations),
+        halo=config.network.halo,
         stride=STRIDE,
         clusters=config.network.clusters,
         classes=config.network.classes,
@@ -87,7 +96,7 @@ def describe(checkpoint: Checkpoint, config: TrainingConfig, checksum: str) -> M
             "config": settings,
             "steps": checkpoint.step,
             "seconds": round(checkpoint.seconds),
-            "seed": config.seed,
+            "seed": config.seeds[0],
             "last_step": checkpoint.measures,
         },
         versions={
@@ -106,7 +115,7 @@ def build_model(network: IICNetwork, moments: Moments) -> onnx.ModelProto:
     classes, clusters = network.class_head.out_channels, network.cluster_head.out_channels
     constants: dict[str, NDArray[np.generic]] = {
         "mean": mean[:, None, None],
-        "upsampling": np.array([1, 1, STRIDE, STRIDE], np.float32),
+        UPSAMPLING: np.array([1, 1, STRIDE, STRIDE], np.float32),
         "head_sizes": np.array([classes, clusters], np.int64),
         "mapping_shape": np.array([1, clusters, 1, 1], np.int64),
         "all_clusters": np.ones((1, clusters, 1, 1), np.float32),
@@ -139,10 +148,22 @@ def build_model(network: IICNetwork, moments: Moments) -> onnx.ModelProto:
 def _trunk_nodes(
     network: IICNetwork, std: Weights, constants: dict[str, NDArray[np.generic]]
 ) -> Iterator[onnx.NodeProto]:
-    """From `centred` to `features`; the folded weights are added to `constants`."""
+    """From `centred` to `features`; the folded weights are added to `constants`.
+
+    Where the heads see several layers, `features` are these before their levelling, which folds into the heads.
+    """
     current = "centred"
     scale = 1 / std
+    if network.levelling is not None:
+        constants["inverse_std"] = scale[:, None, None]
+        yield helper.make_node("Mul", [current, "inverse_std"], ["normalised"])
+        current, scale = "normalised", np.ones_like(scale)
+    if network.front is not None:
+        constants["front.weight"] = network.front.weight.detach().numpy() * scale[:, None, None]
+        yield _convolution(network.front, [current, "front.weight"], "front")
+        current, scale = "front", np.ones(network.front.out_channels, np.float32)
     layers = list(network.trunk)
+    outputs = []
     for index, layer in enumerate(layers):
         name = f"layer{index}"
         if isinstance(layer, nn.Conv2d):
@@ -152,22 +173,63 @@ def _trunk_nodes(
             constants[f"{name}.weight"] = weight * scale[:, None, None]
             constants[f"{name}.bias"] = bias
             scale = np.ones(layer.out_channels, np.float32)
-            yield helper.make_node(
-                "Conv",
-                [current, f"{name}.weight", f"{name}.bias"],
-                [name],
-                kernel_shape=list(layer.kernel_size),
-                dilations=list(layer.dilation),
-                pads=[int(side) for side in layer.padding] * 2,
-            )
+            yield _convolution(layer, [current, f"{name}.weight", f"{name}.bias"], name)
         elif isinstance(layer, nn.ReLU):
-            name = FEATURES if index == len(layers) - 1 else name
+            name = FEATURES if index == len(layers) - 1 and network.levelling is None else name
             yield helper.make_node("Relu", [current], [name])
+            outputs.append(name)
         elif isinstance(layer, nn.MaxPool2d):
             yield helper.make_node("MaxPool", [current], [name], kernel_shape=[STRIDE] * 2, strides=[STRIDE] * 2)
         else:
             continue
         current = name
+    if network.levelling is not None:
+        yield from _seen_nodes(outputs, constants)
+
+
+def _convolution(layer: nn.Conv2d, inputs: list[str], output: str) -> onnx.NodeProto:
+    return helper.make_node(
+        "Conv",
+        inputs,
+        [output],
+        kernel_shape=list(layer.kernel_size),
+        dilations=list(layer.dilation),
+        pads=[int(side) for side in layer.padding] * 2,
+    )
+
+
+def _seen_nodes(outputs: list[str], constants: dict[str, NDArray[np.generic]]) -> Iterator[onnx.NodeProto]:
+    """From the outputs of the trunk's layers and `normalised` to `features`, as `IICNetwork.encode` joins them."""
+    seen = []
+    for layer in LAYERS_SEEN:
+        name = outputs[layer - 1]
+        if layer <= LAYERS_BEFORE_POOL:
+            yield _mean(name, f"{name}_pooled", (STRIDE, STRIDE), (STRIDE, STRIDE))
+            name = f"{name}_pooled"
+        seen.append(name)
+    constants["least_variance"] = np.array(LEAST_VARIANCE, np.float32)
+    yield _mean("normalised", "means", (STRIDE, STRIDE), (STRIDE, STRIDE))
+    yield helper.make_node("Mul", ["normalised", "normalised"], ["squared"])
+    yield _mean("squared", "squares", (STRIDE, STRIDE), (STRIDE, STRIDE))
+    for side in CONTEXT_SIDES:
+        mean, square = f"mean{side}", f"square{side}"
+        for plane, name in (("means", mean), ("squares", square)):
+            yield _mean(plane, f"{name}_rows", (side, 1), (1, 1))
+            yield _mean(f"{name}_rows", name, (1, side), (1, 1))
+        yield helper.make_node("Mul", [mean, mean], [f"{mean}_squared"])
+        yield helper.make_node("Sub", [square, f"{mean}_squared"], [f"variance{side}"])
+        yield helper.make_node("Clip", [f"variance{side}", "least_variance"], [f"variance{side}_clipped"])
+        yield helper.make_node("Sqrt", [f"variance{side}_clipped"], [f"deviation{side}"])
+        seen += [mean, f"deviation{side}"]
+    yield helper.make_node("Concat", seen, [FEATURES], axis=1)
+
+
+def _mean(plane: str, output: str, kernel: tuple[int, int], strides: tuple[int, int]) -> onnx.NodeProto:
+    """Mean over windows; without a stride the size is kept, and what lies beyond counts as 0."""
+    pads = [side // 2 for side in kernel] if strides == (1, 1) else [0, 0]
+    return helper.make_node(
+        "AveragePool", [plane], [output], kernel_shape=kernel, strides=strides, pads=pads * 2, count_include_pad=1
+    )
 
 
 def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> tuple[Weights, Weights]:
@@ -184,18 +246,21 @@ def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> tuple[Weights
 def _head_nodes(network: IICNetwork, constants: dict[str, NDArray[np.generic]]) -> list[onnx.NodeProto]:
     """From `features` to the full-resolution logits of both heads, main head first."""
     heads = (network.class_head, network.cluster_head)
-    constants["heads.weight"] = np.concatenate([head.weight.detach().numpy() for head in heads])
-    constants["heads.bias"] = np.concatenate([_bias(head) for head in heads])
+    weight = np.concatenate([head.weight.detach().numpy() for head in heads])
+    bias = np.concatenate([_bias(head) for head in heads])
+    if network.levelling is not None:
+        mean, variance = network.levelling.running_mean, network.levelling.running_var
+        assert mean is not None
+        assert variance is not None
+        gain = 1 / (variance.double() + network.levelling.eps).sqrt().numpy()
+        wide = weight.astype(np.float64) * gain[:, None, None]
+        bias = (bias - wide[:, :, 0, 0] @ mean.double().numpy()).astype(np.float32)
+        weight = wide.astype(np.float32)
+    constants["heads.weight"], constants["heads.bias"] = weight, bias
     return [
         helper.make_node("Conv", [FEATURES, "heads.weight", "heads.bias"], ["coarse_logits"], kernel_shape=[1, 1]),
-        helper.make_node(
-            "Resize",
-            ["coarse_logits", "", "upsampling"],
-            [LOGITS],
-            mode="linear",
-            coordinate_transformation_mode="half_pixel",
-        ),
-        helper.make_node("Split", [LOGITS, "head_sizes"], ["class_logits", "cluster_logits"], axis=1),
+        upsampled("coarse_logits", LOGITS),
+        helper.make_node("Split", [LOGITS, "head_sizes"], ["class_logits", CLUSTER_LOGITS], axis=1),
     ]
 
 
@@ -206,27 +271,15 @@ def _bias(head: nn.Conv2d) -> Weights:
 
 
 def _output_nodes() -> list[onnx.NodeProto]:
-    """From the logits to the three outputs.
-
-    The building probability is the softmax summed over the building clusters. It is written as exponentials and one
-    1x1 convolution with two kernels, the mapping for the numerator and ones for the denominator: a Softmax over
-    channels transposes twice and took longer than all of the network.
-    """
+    """From the logits to the three outputs."""
     nodes = []
-    for output, logits in ((CLUSTER_OUTPUT, "cluster_logits"), (CLASS_OUTPUT, "class_logits")):
+    for output, logits in ((CLUSTER_OUTPUT, CLUSTER_LOGITS), (CLASS_OUTPUT, "class_logits")):
         nodes.append(helper.make_node("ArgMax", [logits], [f"{output}_number"], axis=1, keepdims=0))
         nodes.append(helper.make_node("Cast", [f"{output}_number"], [output], to=TensorProto.UINT8))
     return [
         *nodes,
-        helper.make_node("ReduceMax", ["cluster_logits"], ["largest"], axes=[1], keepdims=1),
-        helper.make_node("Sub", ["cluster_logits", "largest"], ["shifted"]),
-        helper.make_node("Exp", ["shifted"], ["exponentials"]),
-        helper.make_node("Reshape", [BUILDING_CLUSTERS_INPUT, "mapping_shape"], ["mapping"]),
-        helper.make_node("Concat", ["mapping", "all_clusters"], ["kernels"], axis=0),
-        helper.make_node("Conv", ["exponentials", "kernels"], ["sums"], kernel_shape=[1, 1]),
-        helper.make_node("Split", ["sums"], ["building_sum", "whole_sum"], axis=1),
-        helper.make_node("Div", ["building_sum", "whole_sum"], ["share"]),
-        helper.make_node("Squeeze", ["share", "channel_axis"], ["probability"]),
+        *cluster_share(),
+        helper.make_node("Squeeze", [SHARE, "channel_axis"], ["probability"]),
         helper.make_node("Mul", ["probability", "probability_scale"], ["scaled"]),
         helper.make_node("Clip", ["scaled", "zero", "probability_scale"], ["clipped"]),  # a sum may end at 1 + 1e-7
         helper.make_node("Round", ["clipped"], ["rounded"]),

@@ -15,7 +15,7 @@ them cheaply and serves evaluation; the convolution is the shortest statement an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,19 +62,54 @@ def random_displacements(half_width: int, count: int, random: np.random.Generato
 
 
 def joints_by_loop(p1: Tensor, p2: Tensor, displacements: Sequence[Displacement]) -> Tensor:
-    """Unnormalised joints [T, K, K] of masked assignments [N, K, H, W]; one matrix product per displacement."""
-    height, width = p1.shape[-2:]
-    joints = []
-    for row, column in displacements:
-        here = p1[..., max(0, -row) : height - max(0, row), max(0, -column) : width - max(0, column)]
-        there = p2[..., max(0, row) : height + min(0, row), max(0, column) : width + min(0, column)]
-        joints.append(_pixels(here) @ _pixels(there).T)
-    return torch.stack(joints)
+    """Unnormalised joints [T, K, K] of masked assignments [N, K, H, W]; one matrix product per displacement.
+
+    With zeros behind every row and below every chip, a displacement is an offset in the flattened pixels: what it
+    takes out of a row or a chip meets zeros. So the products run on parts of the same two arrays, and nothing is
+    copied for each of them.
+    """
+    rows, columns = (max(map(abs, steps)) for steps in zip(*displacements, strict=True))
+    pitch = p1.shape[-1] + columns
+    offsets = [row * pitch + column for row, column in displacements]
+    joints: Tensor = _OffsetProducts.apply(  # type: ignore[no-untyped-call]
+        _pixels(p1, rows, columns), _pixels(p2, rows, columns), offsets
+    )
+    return joints
 
 
-def _pixels(assignment: Tensor) -> Tensor:
-    """[K, N * H * W] of [N, K, H, W]."""
-    return assignment.transpose(0, 1).flatten(1)
+def _pixels(assignment: Tensor, rows: int, columns: int) -> Tensor:
+    """[N * (H + rows) * (W + columns), K] of [N, K, H, W], with zeros below and to the right of every chip."""
+    return functional.pad(assignment.permute(0, 2, 3, 1), (0, 0, 0, columns, 0, rows)).flatten(0, 2)
+
+
+class _OffsetProducts(torch.autograd.Function):
+    """sum_i a[i, c] b[i + offset, c'] for each offset, [T, K, K] of a and b [L, K].
+
+    Left to itself, autograd would write a gradient of full size for each slice and add them up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, offsets: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.offsets = offsets
+        return torch.stack([a[here].T @ b[there] for here, there in _overlaps(offsets, len(a))])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        a, b = ctx.saved_tensors
+        of_a, of_b = torch.zeros_like(a), torch.zeros_like(b)
+        for (here, there), gradient in zip(_overlaps(ctx.offsets, len(a)), gradients[0], strict=True):
+            of_a[here].addmm_(b[there], gradient.T)
+            of_b[there].addmm_(a[here], gradient)
+        return of_a, of_b, None
+
+
+def _overlaps(offsets: Sequence[int], length: int) -> list[tuple[slice, slice]]:
+    """Of each offset the rows of both arrays that it brings together."""
+    return [
+        (slice(max(0, -offset), length - max(0, offset)), slice(max(0, offset), length + min(0, offset)))
+        for offset in offsets
+    ]
 
 
 def joints_by_fft(p1: Tensor, p2: Tensor, half_width: int) -> Tensor:
@@ -137,9 +172,9 @@ def iic_loss_everywhere(p1: Tensor, p2: Tensor, mask: Tensor, half_width: int, w
 
 
 @torch.no_grad()
-def joint_statistics(p1: Tensor, p2: Tensor, mask: Tensor) -> JointStatistics:
-    """Entropies of the joint at displacement (0, 0)."""
-    joint = joints_by_loop(mask * p1, mask * p2, [(0, 0)])[0].double()
+def joint_statistics(joint: Tensor) -> JointStatistics:
+    """Entropies of the unnormalised joint [K, K] at displacement (0, 0)."""
+    joint = joint.double()
     joint = (joint + joint.T) / 2 / joint.sum().clamp(min=torch.finfo(torch.float64).eps)
     entropy = float(torch.special.entr(joint.sum(dim=1)).sum())
     return JointStatistics(entropy, float(torch.special.entr(joint).sum()) - entropy)

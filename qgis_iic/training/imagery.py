@@ -1,14 +1,18 @@
 """Training imagery: every raster brought to one ground sampling distance, and chips drawn from it.
 
-Rasters go through the engine's own reader, so that training and inference resample and mask alike. What has been read
-stays in memory (float16, six bytes and two bits of mask a pixel of three bands), so that no step waits for a disk.
+Rasters go through the engine's own reader, so that training and inference resample and mask alike. They are written,
+window by window, to files that are mapped into memory (float16 values and two masks: eight bytes a pixel of three
+bands): they may be larger than the memory, and where they fit the system keeps them there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +21,14 @@ from torch import Tensor
 
 from qgis_iic.engine.raster import GridReader, open_raster, working_grid
 from qgis_iic.engine.tiling import Window
-from qgis_iic.protocol.errors import SourceUnsuitable
+from qgis_iic.protocol.errors import DiskFull, OutputNotWritable, SourceUnsuitable
 from qgis_iic.training.config import TrainingConfig
 from qgis_iic.training.pairs import usable_ground
 
 READ_SIZE = 1024
+PLACES_PER_CHIP = 4
+"""Along one side: chips are cut at multiples of a quarter of their size."""
+INDEX_NAME = "scenes.json"
 DTYPE = "uint8"
 """Of the rasters whose raw values are taken as they are; others are brought to the moments of these."""
 
@@ -33,7 +40,8 @@ class Scene:
     """One raster at the training ground sampling distance.
 
     Attributes:
-        values: raw pixel values, float16 [bands, H, W]: below 256 they keep an eighth of a grey level.
+        values: raw pixel values, float16 [bands, H, W]: below 256 they keep an eighth of a grey level; 0 where not
+            valid.
         valid: bool [H, W], False without data.
         usable: bool [H, W], valid and farther than the halo from any pixel without data.
         share: relative part of the chips that come from here.
@@ -45,8 +53,7 @@ class Scene:
     share: float
 
 
-@dataclass(frozen=True)
-class Chips:
+class Chips(NamedTuple):
     """A batch.
 
     Attributes:
@@ -59,16 +66,15 @@ class Chips:
     usable: Tensor
 
 
-def load_scenes(
-    config: TrainingConfig, halo: int, progress: Callable[[Path], None] = lambda path: None
-) -> tuple[list[Scene], Moments]:
-    """All imagery of a configuration, and mean and standard deviation of its bands.
-
-    The moments are those of the uint8 rasters, each weighted by its share; rasters of other types are brought to them.
+def write_scenes(
+    config: TrainingConfig, halo: int, folder: Path, progress: Callable[[Path], None] = lambda path: None
+) -> None:
+    """Brings all imagery of a configuration into `folder`, for `open_scenes`.
 
     Raises:
         SourceNotFound, SourceNotRaster, SourceCorrupt, SourceUnsuitable: see `engine.raster`; also where no raster
             has 8-bit pixels.
+        DiskFull, OutputNotWritable: the folder has not enough room, or can't be written to.
     """
     listed = [
         (path, source.bands, source.share / len(files))
@@ -79,14 +85,37 @@ def load_scenes(
     plain = [entry for entry in listed if _dtype(entry[0]) == DTYPE]
     if not plain:
         raise SourceUnsuitable("None of the training imagery has 8-bit pixels, which set the model's value range.")
-    scenes: list[Scene] = []
+    ordered = sorted(listed, key=lambda entry: entry not in plain)
+    sums: list[_Sums] = []
     moments: Moments | None = None
-    for path, bands, share in sorted(listed, key=lambda entry: entry not in plain):
-        if moments is None and len(scenes) == len(plain):
-            moments = _moments(scenes)
-        progress(path)
-        scenes.append(_read_scene(path, bands, share, config.gsd, halo, moments))
-    return scenes, moments or _moments(scenes)
+    try:
+        for number, (path, bands, share) in enumerate(ordered):
+            if number == len(plain):
+                moments = _moments(sums)
+            progress(path)
+            sums.append(_write_scene(path, bands, share, config.gsd, halo, moments, _files(folder, number)))
+        index = {"shares": [share for _, _, share in ordered], "moments": moments or _moments(sums)}
+        (folder / INDEX_NAME).write_text(json.dumps(index), encoding="utf-8")
+    except OSError as error:
+        raise OutputNotWritable(f"The imagery can't be prepared in {folder}: {error}.") from error
+
+
+def open_scenes(folder: Path) -> tuple[list[Scene], Moments]:
+    """The scenes in a folder of `write_scenes`, and mean and standard deviation of their bands.
+
+    The moments are those of the uint8 rasters, each weighted by its share; rasters of other types were brought to them.
+    """
+    index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+    scenes = []
+    for number, share in enumerate(index["shares"]):
+        values, valid, usable = (np.load(file, mmap_mode="r") for file in _files(folder, number))
+        scenes.append(Scene(values, valid, usable, share))
+    mean, std = index["moments"]
+    return scenes, (tuple(mean), tuple(std))
+
+
+def _files(folder: Path, number: int) -> list[Path]:
+    return [folder / f"{number}_{name}.npy" for name in ("values", "valid", "usable")]
 
 
 def _dtype(path: Path) -> str:
@@ -94,74 +123,189 @@ def _dtype(path: Path) -> str:
         return raster.dtype
 
 
-def _read_scene(
-    path: Path, bands: tuple[int, ...], share: float, gsd: float, halo: int, moments: Moments | None
-) -> Scene:
+class _Sums(NamedTuple):
+    """Over the valid pixels of a scene, float64 [bands], and how many those are."""
+
+    share: float
+    values: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    pixels: int
+
+
+def _write_scene(
+    path: Path,
+    bands: tuple[int, ...],
+    share: float,
+    gsd: float,
+    halo: int,
+    moments: Moments | None,
+    files: Sequence[Path],
+) -> _Sums:
     with open_raster(path) as raster:
         grid = working_grid(raster, gsd=gsd, gsd_range=(gsd, gsd))
         reader = GridReader(raster, grid, bands=bands, moments=moments)
-        values = np.zeros((len(bands), grid.height, grid.width), np.float16)
-        valid = np.zeros((grid.height, grid.width), np.bool_)
-        for row in range(0, grid.height, READ_SIZE):
-            for col in range(0, grid.width, READ_SIZE):
-                window = Window(col, row, min(READ_SIZE, grid.width - col), min(READ_SIZE, grid.height - row))
-                rows, cols = slice(row, row + window.height), slice(col, col + window.width)
-                values[:, rows, cols], valid[rows, cols] = reader.read(window)
-    return Scene(values, valid, usable_ground(valid, halo), share)
+        shape = (grid.height, grid.width)
+        _check_room(files[0].parent, grid.height * grid.width * (len(bands) * np.dtype(np.float16).itemsize + 2))
+        values, valid, usable = (
+            np.lib.format.open_memmap(file, "w+", dtype, (*leading, *shape))
+            for file, dtype, leading in zip(
+                files, (np.float16, np.bool_, np.bool_), ((len(bands),), (), ()), strict=True
+            )
+        )
+        total, squares, pixels = np.zeros(len(bands)), np.zeros(len(bands)), 0
+        for window in _windows(*shape, READ_SIZE):
+            rows, cols = window.slices_in(Window(0, 0, grid.width, grid.height))
+            values[:, rows, cols], valid[rows, cols] = reader.read(window)
+            seen = values[:, rows, cols][:, valid[rows, cols]].astype(np.float64)
+            total += seen.sum(axis=1)
+            squares += (seen**2).sum(axis=1)
+            pixels += seen.shape[1]
+    write_usable_ground(valid, halo, usable, READ_SIZE)
+    return _Sums(share, total, squares, pixels)
 
 
-def _moments(scenes: Sequence[Scene]) -> Moments:
-    """Mean and standard deviation per band over the mixture that the shares make."""
-    shares = np.array([scene.share * scene.valid.any() for scene in scenes])
-    shares /= shares.sum()
-    mean = np.zeros(len(scenes[0].values))
-    square = np.zeros_like(mean)
-    for scene, share in zip(scenes, shares, strict=True):
-        if share > 0:
-            for band, plane in enumerate(scene.values):
-                values = plane[scene.valid].astype(np.float64)
-                mean[band] += share * values.mean()
-                square[band] += share * (values**2).mean()
+def _check_room(folder: Path, needed: int) -> None:
+    """A disk that is full kills a process that writes to a mapped file, so it is asked before."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFull(
+            f"{folder} needs {needed / 1e9:.1f} GB for the training imagery and has {free / 1e9:.1f} GB left. "
+            "Free some space, or write the run to another disk."
+        )
+
+
+def write_usable_ground(valid: NDArray[np.bool_], halo: int, usable: NDArray[np.bool_], window_size: int) -> None:
+    """Fills `usable` with `pairs.usable_ground` of `valid`, window by window: the same as of the whole at once."""
+    height, width = valid.shape
+    whole = Window(0, 0, width, height)
+    for window in _windows(height, width, window_size):
+        # What the halo of a pixel covers decides on it; beyond the array, everything counts as valid.
+        around = Window.spanning(
+            max(0, window.col - halo),
+            max(0, window.row - halo),
+            min(width, window.col_stop + halo),
+            min(height, window.row_stop + halo),
+        )
+        usable[window.slices_in(whole)] = usable_ground(valid[around.slices_in(whole)], halo)[window.slices_in(around)]
+
+
+def _windows(height: int, width: int, size: int) -> Iterator[Window]:
+    for row in range(0, height, size):
+        for col in range(0, width, size):
+            yield Window(col, row, min(size, width - col), min(size, height - row))
+
+
+def _moments(scenes: Sequence[_Sums]) -> Moments:
+    """Mean and standard deviation per band over the mixture that the shares make of the scenes with valid pixels."""
+    seen = [scene for scene in scenes if scene.pixels > 0]
+    if not seen:
+        raise SourceUnsuitable("None of the 8-bit training imagery holds a pixel with data.")
+    weights = [scene.share / sum(scene.share for scene in seen) / scene.pixels for scene in seen]
+    mean = sum((weight * scene.values for weight, scene in zip(weights, seen, strict=True)), np.zeros(()))
+    square = sum((weight * scene.squares for weight, scene in zip(weights, seen, strict=True)), np.zeros(()))
     std = np.sqrt(square - mean**2).clip(min=1e-3)
     return tuple(map(float, mean)), tuple(map(float, std))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where chips can be cut from a scene: their origins (row, column), int64 [n, 2]."""
+
+    scene: Scene
+    origins: NDArray[np.int64]
 
 
 class ChipSampler:
     """Draws chips at random: first the scene by its share, then one of its places with enough usable ground.
 
+    A chip of training holds no pixel of the held-out blocks, and those are the same in every run over the same imagery.
+
+    Args:
+        scenes: to draw from.
+        chip_size: side in pixels.
+        least_usable: share of a chip's pixels that must be usable.
+        held_out: share of each scene's blocks, chips without overlap, that `draw` leaves to `held_out_chips`.
+
     Raises:
-        SourceUnsuitable: no scene is large enough and free enough of gaps to cut a single chip.
+        SourceUnsuitable: no scene is large enough and free enough of gaps to cut a single chip, or to hold one out.
     """
 
-    def __init__(self, scenes: Sequence[Scene], chip_size: int, least_usable: float) -> None:
+    def __init__(self, scenes: Sequence[Scene], chip_size: int, least_usable: float, held_out: float = 0.0) -> None:
         self._size = chip_size
-        places = [(scene, _places(scene.usable, chip_size, least_usable)) for scene in scenes]
-        self._places = [(scene, origins) for scene, origins in places if len(origins) > 0]
+        self._places: list[_Place] = []
+        self._held_out: list[_Place] = []
+        for scene in scenes:
+            places, blocks = _split(scene.usable, chip_size, least_usable, held_out)
+            self._places += [_Place(scene, places)] if len(places) > 0 else []
+            self._held_out += [_Place(scene, blocks)] if len(blocks) > 0 else []
         if not self._places:
             raise SourceUnsuitable(f"No training imagery holds a chip of {chip_size} pixels with usable ground.")
-        shares = np.array([scene.share for scene, _ in self._places])
-        self._shares = shares / shares.sum()
+        if held_out > 0 and not self._held_out:
+            raise SourceUnsuitable(
+                f"The training imagery is too small to hold out {held_out:g} of it in blocks of {chip_size} pixels. "
+                "Raise held_out.share, or set it to 0."
+            )
 
     def draw(self, count: int, random: np.random.Generator) -> Chips:
+        chips = []
+        shares = _shares(self._places)
+        for index in random.choice(len(self._places), size=count, p=shares):
+            scene, origins = self._places[index].scene, self._places[index].origins
+            chips.append((scene, origins[random.integers(len(origins))]))
+        return self._cut(chips)
+
+    def held_out_chips(self, count: int) -> Chips:
+        """The same ones every time, no block twice, the scenes by their share; all of them where `count` is more."""
+        blocks = [(place.scene, origin) for place in self._held_out for origin in place.origins]
+        lengths = [len(place.origins) for place in self._held_out]
+        chances = np.repeat(_shares(self._held_out) / lengths, lengths)
+        random = np.random.default_rng(0)
+        return self._cut(
+            [blocks[index] for index in random.choice(len(blocks), min(count, len(blocks)), replace=False, p=chances)]
+        )
+
+    def _cut(self, chips: Sequence[tuple[Scene, NDArray[np.int64]]]) -> Chips:
+        """Of scenes and origins (row, column)."""
         windows = []
-        for index in random.choice(len(self._places), size=count, p=self._shares):
-            scene, origins = self._places[index]
-            row, col = origins[random.integers(len(origins))]
+        for scene, (row, col) in chips:
             rows, cols = slice(row, row + self._size), slice(col, col + self._size)
             windows.append((scene.values[:, rows, cols], scene.valid[rows, cols], scene.usable[rows, cols]))
         values, valid, usable = (np.stack(planes) for planes in zip(*windows, strict=True))
         return Chips(torch.from_numpy(values.astype(np.float32)), torch.from_numpy(valid), torch.from_numpy(usable))
 
 
-def _places(usable: NDArray[np.bool_], size: int, least_usable: float) -> NDArray[np.int64]:
-    """Origins (row, column), int64 [n, 2], a quarter of a chip apart, of chips with at least that share usable."""
-    height, width = usable.shape
-    if height < size or width < size:
-        return np.empty((0, 2), np.int64)
-    sums = np.zeros((height + 1, width + 1), np.int64)
-    sums[1:, 1:] = usable.cumsum(axis=0).cumsum(axis=1)
-    rows = np.arange(0, height - size + 1, size // 4)[:, None]
-    cols = np.arange(0, width - size + 1, size // 4)[None, :]
-    inside = sums[rows + size, cols + size] - sums[rows, cols + size] - sums[rows + size, cols] + sums[rows, cols]
-    found = np.argwhere(inside >= least_usable * size**2)
-    return found * (size // 4)
+def _shares(places: Sequence[_Place]) -> NDArray[np.float64]:
+    shares = np.array([place.scene.share for place in places])
+    normalised: NDArray[np.float64] = shares / shares.sum()
+    return normalised
+
+
+def _split(
+    usable: NDArray[np.bool_], size: int, least_usable: float, held_out: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Origins (row, column), int64 [n, 2] each, of training chips and of held-out blocks, with enough usable ground.
+
+    Both lie on a grid of quarter chips, so that counting their cells, strip by strip, is all that has to be done.
+    """
+    step = size // PLACES_PER_CHIP
+    height, width = (side // step for side in usable.shape)
+    if height < PLACES_PER_CHIP or width < PLACES_PER_CHIP:
+        return np.empty((0, 2), np.int64), np.empty((0, 2), np.int64)
+    cells = np.empty((height, width), np.int64)
+    for row in range(height):
+        strip = usable[row * step : (row + 1) * step, : width * step]
+        cells[row] = strip.reshape(step, width, step).sum(axis=(0, 2))
+    enough = _chip_sums(cells) >= least_usable * size**2
+    blocks = np.argwhere(enough[::PLACES_PER_CHIP, ::PLACES_PER_CHIP]) * PLACES_PER_CHIP
+    chosen = np.random.default_rng(0).permutation(len(blocks))[: round(held_out * len(blocks))]
+    taken = np.zeros((height, width), np.int64)
+    for row, col in blocks[chosen]:
+        taken[row : row + PLACES_PER_CHIP, col : col + PLACES_PER_CHIP] = 1
+    return np.argwhere(enough & (_chip_sums(taken) == 0)) * step, blocks[chosen] * step
+
+
+def _chip_sums(cells: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum of the cells of every chip, [H - 3, W - 3] of [H, W]."""
+    chips = np.lib.stride_tricks.sliding_window_view(cells, (PLACES_PER_CHIP, PLACES_PER_CHIP))
+    sums: NDArray[np.int64] = chips.sum(axis=(2, 3))
+    return sums

@@ -1,4 +1,8 @@
-"""Labels: footprints or a label raster, brought onto the grid on which the network answers."""
+"""Labels: a label raster, footprints, or examples, brought onto the grid on which the network answers.
+
+Examples are polygons and points that each say what is in one place: a building or none. With an area within which all
+buildings have a footprint, everything else in it is known to be none, and examples of that are not needed.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,27 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from rasterio.features import rasterize
 from rasterio.warp import Resampling, reproject, transform_bounds
 
-from qgis_iic.engine.raster import Raster
+from qgis_iic.engine.raster import Raster, to_geographic
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid
 
 BUILDING = 1
 BACKGROUND = 0
 UNLABELLED = 255
+
+ATTRIBUTE = "building"
+"""Column that says whether a feature is one; the features of a layer without it all are."""
+
+POINT_RADIUS = 1.0
+"""Metres around a point that it labels: little enough to stay on a small roof, enough to hold some pixels of it."""
+
+BLOCK = 512
+"""Pixels along each side of the squares into which scattered labels are parted; a tile of the network holds one."""
+
+_POLYGONS = ("Polygon", "MultiPolygon")
+_POINTS = ("Point", "MultiPoint")
+_YES = ("1", "true", "yes")
+_NO = ("0", "false", "no")
 
 Labels = NDArray[np.uint8]
 Bounds = tuple[float, float, float, float]
@@ -34,9 +52,44 @@ def labelled_window(raster: Raster, labels: Path, area: Path | None) -> Window:
     Raises:
         LabelsInvalid: the labels can't be read, have no CRS where the raster has one, or lie outside the raster.
     """
-    bounds, crs = _extent(labels, area)
+    bounds, crs = _extent(labels, area, raster.crs)
     if crs is not None and raster.crs is not None:
         bounds = transform_bounds(crs.to_wkt(), raster.crs.to_wkt(), *bounds)
+    inside = _covered(raster, bounds)
+    if inside is None:
+        raise LabelsInvalid(f"The labels in {labels} lie outside {raster.path}. Check their coordinate system.")
+    return inside
+
+
+def labelled_blocks(raster: Raster, labels: Path, area: Path | None) -> list[Window]:
+    """`labelled_window`, or the squares of `BLOCK` pixels in it that hold labels, where these are far apart.
+
+    So a few points all over a large raster cost no more than their surroundings.
+
+    Raises:
+        LabelsInvalid: see `labelled_window`.
+    """
+    window = labelled_window(raster, labels, area)
+    if area is not None or _is_raster(labels):
+        return [window]
+    features = _read_features(labels, raster.crs)
+    if features.crs is not None and raster.crs is not None:
+        features = features.to_crs(raster.crs)
+    places: set[tuple[int, int]] = set()
+    for bounds in features.bounds.itertuples(index=False):
+        covered = _covered(raster, tuple(bounds))
+        if covered is not None:
+            rows = range(covered.row // BLOCK, (covered.row + covered.height - 1) // BLOCK + 1)
+            cols = range(covered.col // BLOCK, (covered.col + covered.width - 1) // BLOCK + 1)
+            places.update((row, col) for row in rows for col in cols)
+    if 2 * len(places) * BLOCK**2 > window.width * window.height:
+        return [window]
+    squares = (Window(col * BLOCK, row * BLOCK, BLOCK, BLOCK).intersection(window) for row, col in sorted(places))
+    return [square for square in squares if square is not None]
+
+
+def _covered(raster: Raster, bounds: Bounds) -> Window | None:
+    """The pixels that bounds in the raster's CRS cover, one at least; None where they lie outside."""
     left, bottom, right, top = bounds
     columns, rows = zip(
         *(~raster.transform @ corner for corner in ((left, bottom), (left, top), (right, bottom), (right, top))),
@@ -48,10 +101,7 @@ def labelled_window(raster: Raster, labels: Path, area: Path | None) -> Window:
         max(math.floor(min(columns)) + 1, math.ceil(max(columns))),
         max(math.floor(min(rows)) + 1, math.ceil(max(rows))),
     )
-    inside = covered.intersection(Window(0, 0, raster.width, raster.height))
-    if inside is None:
-        raise LabelsInvalid(f"The labels in {labels} lie outside {raster.path}. Check their coordinate system.")
-    return inside
+    return covered.intersection(Window(0, 0, raster.width, raster.height))
 
 
 def read_labels(
@@ -59,26 +109,41 @@ def read_labels(
 ) -> Labels:
     """Labels on a grid, uint8 [H, W]: 1 building, 0 background, 255 unlabelled.
 
-    A label raster is resampled by majority. Of footprints, a pixel is building where its centre lies in one; all else
-    in `area` is background, and what lies outside is unlabelled.
+    A label raster is resampled by majority. Of polygons and points, the latter discs of `POINT_RADIUS`, a pixel is
+    building where its centre lies in one that is a building. With an area all else in it is background, and what lies
+    outside is unlabelled; without, only what lies in a feature that is no building is background.
 
     Args:
-        labels: polygons in any format that OGR reads, or a raster coded as above.
+        labels: polygons and points in any format that OGR reads, or a raster coded as above. The column `building`
+            says 1, true or yes, or 0, false or no; other words, as OpenStreetMap has them (`house`), are buildings.
         area: polygons within which every building has its footprint; not used with a label raster.
         transform, shape, crs: of the grid.
 
     Raises:
-        LabelsInvalid: unreadable, without polygons, footprints without an area, or values other than 0, 1 and 255.
+        LabelsInvalid: unreadable, without polygons and points, buildings alone without an area, points for buildings
+            with an area, or values other than those above.
     """
     if _is_raster(labels):
         return _resample(labels, transform, shape, crs)
-    if area is None:
+    features = _read_features(labels, crs)
+    building = features[ATTRIBUTE].to_numpy()
+    inside = _burn(features[building], transform, shape, crs)
+    if area is not None:
+        if (building & features["is_point"].to_numpy()).any():
+            raise LabelsInvalid(
+                f"{labels} marks buildings by points, and all else in {area} would count as background, their own "
+                "roofs included. Draw their footprints, or leave out --area and mark other ground as well."
+            )
+        complete = _burn(_read(area, _POLYGONS), transform, shape, crs)
+        return np.where(complete, np.where(inside, BUILDING, BACKGROUND), UNLABELLED).astype(np.uint8)
+    if building.all():
         raise LabelsInvalid(
-            f"{labels} holds footprints only, and matching also needs to know what is no building. "
-            "Draw one or more polygons within which all buildings have a footprint, and name them: --area."
+            f"{labels} holds buildings only, and matching also needs to know what is no building. "
+            "Draw one or more polygons within which all buildings have a footprint, and name them: --area. Or add "
+            f"polygons or points on other ground, with 0 in a column `{ATTRIBUTE}` that is 1 for buildings."
         )
-    inside = _burn(area, transform, shape, crs)
-    return np.where(inside, _burn(labels, transform, shape, crs), UNLABELLED).astype(np.uint8)
+    outside = _burn(features[~building], transform, shape, crs)
+    return np.where(inside, BUILDING, np.where(outside, BACKGROUND, UNLABELLED)).astype(np.uint8)
 
 
 def _is_raster(path: Path) -> bool:
@@ -91,38 +156,82 @@ def _is_raster(path: Path) -> bool:
         return False
 
 
-def _extent(labels: Path, area: Path | None) -> tuple[Bounds, pyproj.CRS | None]:
+def _extent(labels: Path, area: Path | None, crs: pyproj.CRS | None) -> tuple[Bounds, pyproj.CRS | None]:
     if _is_raster(labels):
         with rasterio.open(labels) as dataset:
-            crs = pyproj.CRS.from_wkt(dataset.crs.to_wkt()) if dataset.crs else None
-            return tuple(dataset.bounds), crs
-    polygons = _read_polygons(area or labels)
-    return tuple(polygons.total_bounds), polygons.crs
+            own = pyproj.CRS.from_wkt(dataset.crs.to_wkt()) if dataset.crs else None
+            return tuple(dataset.bounds), own
+    frame = _read_features(labels, crs) if area is None else _read(area, _POLYGONS)
+    return tuple(frame.total_bounds), frame.crs
 
 
-def _read_polygons(path: Path) -> geopandas.GeoDataFrame:
+def _read(path: Path, types: tuple[str, ...]) -> geopandas.GeoDataFrame:
+    """The features of these geometry types."""
     try:
         frame = geopandas.read_file(path)
     except Exception as error:  # pyogrio, fiona-less GDAL and missing files each raise their own
         raise LabelsInvalid(f"The labels in {path} can't be read: {error}.") from error
-    polygons = frame[frame.geometry.notna() & frame.geom_type.isin(["Polygon", "MultiPolygon"])]
+    if not isinstance(frame, geopandas.GeoDataFrame):
+        raise LabelsInvalid(f"The labels in {path} have no geometry.")
+    found = frame[frame.geometry.notna() & frame.geom_type.isin(types) & ~frame.geometry.is_empty]
+    if len(found) == 0:
+        raise LabelsInvalid(f"{path} holds no polygons{' and no points' if _POINTS[0] in types else ''}.")
+    return found
+
+
+def _read_features(path: Path, crs: pyproj.CRS | None) -> geopandas.GeoDataFrame:
+    """What a layer labels, as polygons in its own CRS, or in `crs` where it has none.
+
+    Returns:
+        The bool columns `building` and `is_point`, and the geometry, discs for points.
+    """
+    frame = _read(path, _POLYGONS + _POINTS)
+    if frame.crs is None and crs is not None:
+        frame = frame.set_crs(crs)
+    is_point = frame.geom_type.isin(_POINTS).to_numpy()
+    geometry = frame.geometry.copy()
+    if is_point.any():
+        geometry[is_point] = _discs(geometry[is_point])
+    return geopandas.GeoDataFrame(
+        {ATTRIBUTE: _is_building(frame, path), "is_point": is_point}, geometry=geometry.to_numpy(), crs=frame.crs
+    )
+
+
+def _is_building(frame: geopandas.GeoDataFrame, path: Path) -> NDArray[np.bool_]:
+    if ATTRIBUTE not in frame:
+        return np.ones(len(frame), np.bool_)
+    values = frame[ATTRIBUTE]
+    words = values.astype(str).str.strip().str.lower().str.removesuffix(".0")
+    known = words.isin(_YES + _NO) | words.str.contains("[a-z]")
+    if (values.isna() | ~known).any():
+        raise LabelsInvalid(
+            f"{path} has features that do not say in their column `{ATTRIBUTE}` whether they are one: 1 or 0."
+        )
+    flags: NDArray[np.bool_] = ~words.isin(_NO).to_numpy(np.bool_)
+    return flags
+
+
+def _discs(points: geopandas.GeoSeries) -> geopandas.GeoSeries:
+    """Of `POINT_RADIUS` on the ground: degrees and the stretched metres of a Mercator projection are none."""
+    crs = points.crs
+    if crs is None or not (crs.is_geographic or crs.is_projected):
+        return points.buffer(POINT_RADIUS)
+    left, bottom, right, top = points.total_bounds
+    longitude, latitude = to_geographic(crs).transform((left + right) / 2, (bottom + top) / 2)
+    local = pyproj.CRS.from_dict({"proj": "aeqd", "lon_0": longitude, "lat_0": latitude, "units": "m"})
+    return points.to_crs(local).buffer(POINT_RADIUS).to_crs(crs)
+
+
+def _burn(
+    polygons: geopandas.GeoDataFrame, transform: Affine, shape: tuple[int, int], crs: pyproj.CRS | None
+) -> NDArray[np.bool_]:
+    """Pixels whose centre lies in one of them, bool [H, W]."""
     if len(polygons) == 0:
-        raise LabelsInvalid(f"{path} holds no polygons.")
-    return polygons
-
-
-def _burn(path: Path, transform: Affine, shape: tuple[int, int], crs: pyproj.CRS | None) -> Labels:
-    polygons = _read_polygons(path)
+        return np.zeros(shape, np.bool_)
     if polygons.crs is not None and crs is not None:
         polygons = polygons.to_crs(crs)
-    burnt: Labels = rasterize(
-        ((geometry, BUILDING) for geometry in polygons.geometry),
-        out_shape=shape,
-        transform=transform,
-        fill=BACKGROUND,
-        dtype="uint8",
-    )
-    return burnt
+    burnt: Labels = rasterize(polygons.geometry, out_shape=shape, transform=transform, default_value=1, dtype="uint8")
+    return burnt > 0
 
 
 def _resample(path: Path, transform: Affine, shape: tuple[int, int], crs: pyproj.CRS | None) -> Labels:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from qgis_iic.protocol.model_metadata import ModelMetadata
-from qgis_iic.training.evaluation import mean_over
-
-COLUMNS = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "building_iou": "building IoU",
-    "building_f1": "F1",
-    "mean_iou": "mean IoU",
-}
+from qgis_iic.training.document import Table, to_markdown
+from qgis_iic.training.matching import MANUAL
+from qgis_iic.training.report import figure_blocks
 
 
 def model_card(metadata: ModelMetadata, file_name: str) -> str:
     """The card of a model file of that name; sections without facts are left out."""
     sections = [_heading(metadata), _imagery(metadata), _training(metadata), _matching(metadata)]
-    sections += [_figures(metadata.metrics), _limits(metadata), _regenerate(metadata, file_name)]
+    sections += [to_markdown(figure_blocks(metadata.metrics)), _limits(metadata), _regenerate(metadata, file_name)]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -38,10 +31,11 @@ def _heading(metadata: ModelMetadata) -> str:
         [
             f"# {metadata.name}",
             "",
-            "Buildings in very-high-resolution imagery by Invariant Information Clustering, trained without labels.",
+            "Buildings in very-high-resolution imagery by Invariant Information Clustering, trained without labels"
+            + (", then with a few." if "fine_tuning" in metadata.training else "."),
             "Generated from the model file by `iic evaluate --card`; not edited by hand.",
             "",
-            *_table(("", ""), facts),
+            _table(("", ""), facts),
         ]
     )
 
@@ -62,7 +56,8 @@ def _imagery(metadata: ModelMetadata) -> str:
         for source in sources
     ]
     heading = ("place", "imagery", "share of the chips", "licence", "attribution")
-    return "\n".join(["## Training imagery", "", "No label was used in training.", "", *_table(heading, rows)])
+    labels = "" if "fine_tuning" in metadata.training else "No label was used in training.\n\n"
+    return f"## Training imagery\n\n{labels}{_table(heading, rows)}"
 
 
 def _training(metadata: ModelMetadata) -> str:
@@ -87,6 +82,12 @@ def _training(metadata: ModelMetadata) -> str:
         f"{last['clusters_alive']:.0f} clusters above half their fair share.",
         "- " + ", ".join(f"{name} {number}" for name, number in metadata.versions.items()) + ".",
     ]
+    if "fine_tuning" in training:
+        tuned = training["fine_tuning"]
+        lines.append(
+            f"- Then fine-tuned with labels for {tuned['minutes']:g} minutes, {tuned['steps']} steps, from the model "
+            f"whose graph has the SHA-256 `{tuned['from_weights_sha256']}`. The lines above are of that one."
+        )
     return "\n".join(["## Training", "", *lines])
 
 
@@ -94,48 +95,31 @@ def _matching(metadata: ModelMetadata) -> str:
     if metadata.building_clusters is None:
         return "## Mapping\n\nThe clusters are not matched to buildings yet: `iic match`."
     matching = metadata.matching
-    if not matching:
+    if matching.get("objective", MANUAL) == MANUAL:
         return f"## Mapping\n\nBuildings are the clusters {_numbers(metadata.building_clusters)}, set by hand."
     rasters = _numbers(dict.fromkeys(f"`{label['imagery']}`" for label in matching["labels"]))
-    return (
-        "## Mapping\n\n"
+    text = "## Mapping\n\n"
+    if metadata.decision == "probability":
+        head = matching["head"]
+        text += (
+            f"The building head ({head['kind']}) decides: a building is where its probability is at least one half. On "
+            f"{head['pixels']} labelled pixels it reaches an IoU of {head['iou']:.3f}. The clusters are matched beside "
+            "it.\n\n"
+        )
+    text += (
         f"Buildings are the clusters {_numbers(metadata.building_clusters)}: best by `{matching['objective']}` on "
         f"{matching['building_pixels']} building and {matching['background_pixels']} background pixels in "
         f"{len(matching['labels'])} regions of {rasters}. "
         f"On these very pixels it reaches an IoU of {matching['iou']:.3f} and an accuracy of "
         f"{matching['accuracy']:.3f}; what it reaches elsewhere is below."
     )
-
-
-def _figures(metrics: dict[str, Any]) -> str:
-    settings = metrics.get("settings", [])
-    if not settings:
-        return ""
-    draws = metrics["draws"]
-    side = draws["tile_size"]
-    lines = [
-        "## Figures",
-        "",
-        f"Mean and standard deviation over {draws['count']} draws of {draws['tiles']} labelled tiles of "
-        f"{side} x {side} pixels (two thirds of the tiles there are, where that is fewer), scored on ground that was "
-        f"not matched on. All methods get the same tiles. {metrics['note']}".rstrip(),
-    ]
-    own = [setting for setting in settings if setting["kind"] == "own"]
-    cross = [setting for setting in settings if setting["kind"] == "cross"]
-    if len(own) > 1:
-        lines += ["", "### Mean over places, matched on other ground of the same place", "", *_rows(mean_over(own))]
-    if len(cross) > 1:
-        lines += ["", "### Mean over places, matched on another place", "", *_rows(mean_over(cross))]
-    for setting in settings:
-        lines += [
-            "",
-            f"### {setting['name']}",
-            "",
-            f"{100 * setting['building_share']:.1f} % of {setting['labelled_pixels']} labelled pixels are building.",
-            "",
-            *_rows(setting["rows"]),
-        ]
-    return "\n".join(lines)
+    if "spread" in matching:
+        spread = matching["spread"]
+        text += (
+            f" Matched on a part of them, {spread['draws']} draws of {spread['kind']}, it reaches "
+            f"{spread['iou']:.3f} ± {spread['deviation']:.3f} on the rest."
+        )
+    return text
 
 
 def _limits(metadata: ModelMetadata) -> str:
@@ -155,8 +139,12 @@ def _limits(metadata: ModelMetadata) -> str:
 
 def _regenerate(metadata: ModelMetadata, file_name: str) -> str:
     stem = file_name.removesuffix(".onnx")
-    objective = metadata.matching.get("objective", "iou")
     model = f"models/{file_name}"
+    objective = metadata.matching.get("objective", "iou")
+    if objective == MANUAL:
+        how = f"--building {','.join(map(str, metadata.building_clusters or ()))}"
+    else:
+        how = f"--places models/places.toml --objective {objective}"
     return "\n".join(
         [
             "## How to make it again",
@@ -164,34 +152,16 @@ def _regenerate(metadata: ModelMetadata, file_name: str) -> str:
             "```sh",
             f"iic train models/{metadata.name}.toml --output runs/{stem}",
             f"iic export runs/{stem} --output {model}",
-            f"iic match {model} --places models/places.toml --objective {objective} --output {model}",
+            f"iic match {model} {how} --output {model}",
             f"iic evaluate {model} --places models/places.toml --record --card models/{stem}.md",
             "```",
         ]
     )
 
 
-def _rows(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return _table(
-        ("method", "matched by", *COLUMNS.values()),
-        [(row["method"], row["objective"], *(_figure(row, name) for name in COLUMNS)) for row in rows],
-    )
-
-
-def _figure(row: dict[str, Any], name: str) -> str:
-    mean, deviation = row["measures"][name]
-    return f"{mean:.3f} ± {deviation:.3f}" if row["draws"] > 1 else f"{mean:.3f}"
-
-
 def _numbers(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def summary(metrics: dict[str, Any]) -> str:
-    """The tables alone, for a terminal."""
-    return _figures(metrics)
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return to_markdown([Table(heading, rows)])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +15,11 @@ from numpy.typing import NDArray
 
 from qgis_iic.protocol.errors import ModelInvalid, ModelNotFound, OutputNotWritable
 from qgis_iic.protocol.model_metadata import IMAGE_INPUT, ModelMetadata
+
+FEATURES = "features"
+"""Tensor inside the graph, float32 [N, F, H / stride, W / stride], on which the heads act."""
+
+Tensor = NDArray[Any]
 
 
 def read_model(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
@@ -52,27 +59,32 @@ def write_model(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> 
         raise OutputNotWritable(f"The model {path} can't be written: {error}.") from error
 
 
-def run_inner(model: onnx.ModelProto, name: str, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A tensor from inside the graph, of raw pixels.
-
-    Args:
-        model: with a four-dimensional float32 tensor of that name.
-        name: of the tensor.
-        image: float32 [N, bands, H, W].
+def open_inner(model: onnx.ModelProto, name: str) -> Callable[[NDArray[np.float32]], Tensor]:
+    """Opens the graph once for an output or a float32 [N, channels, h, w] tensor from inside it.
 
     Returns:
-        float32 [N, channels, h, w].
+        What computes the tensor of that name from raw pixels, float32 [N, bands, H, W].
     """
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
-    opened.graph.output.append(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", f"{name}_channels", "h", "w"])
-    )
+    if name not in {output.name for output in opened.graph.output}:
+        opened.graph.output.append(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", f"{name}_channels", "h", "w"])
+        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it would warn of the initializer that can be overridden, which is meant
     session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    tensor: NDArray[np.float32] = session.run([name], {IMAGE_INPUT: image})[0]
-    return tensor
+
+    def run(image: NDArray[np.float32]) -> Tensor:
+        tensor: Tensor = session.run([name], {IMAGE_INPUT: image})[0]
+        return tensor
+
+    return run
+
+
+def run_inner(model: onnx.ModelProto, name: str, image: NDArray[np.float32]) -> Tensor:
+    """`open_inner` for a single image."""
+    return open_inner(model, name)(image)
 
 
 def weights_checksum(model: onnx.ModelProto) -> str:

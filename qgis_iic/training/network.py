@@ -19,6 +19,11 @@ LAYERS_BEFORE_POOL = 2
 STRIDE = 2
 KERNEL = 3
 DECODER_CHANNELS = 64
+LAYERS_SEEN = (2, 4, 6)
+"""Convolutions whose output the heads see with `multi_layer`, counted from 1."""
+CONTEXT_SIDES = (1, 3, 7, 15)
+"""Sides in features of the windows of mean and deviation that the heads see with `multi_layer`: 0.6 to 9 m at 0.3 m."""
+LEAST_VARIANCE = 1e-4
 
 
 class Logits(NamedTuple):
@@ -35,13 +40,19 @@ def receptive_field(dilations: tuple[int, ...]) -> int:
     return 1 + before + (STRIDE - 1) + STRIDE * after
 
 
-def halo(dilations: tuple[int, ...]) -> int:
+def halo(dilations: tuple[int, ...], multi_layer: bool = False, front_side: int = 1) -> int:
     """Pixels around an output pixel that can change its logits, as a multiple of the stride: 20 for a field of 38.
 
     A feature stands for `STRIDE` pixels and sees (field - stride) / 2 pixels beyond them; bilinear upsampling also
     reads the neighbouring feature, which adds one stride.
+
+    Args:
+        dilations: of the convolutions.
+        multi_layer: whether the heads also see the windows of `CONTEXT_SIDES`.
+        front_side: of the kernel in front of the first layer, 1 where there is none.
     """
-    beyond = (receptive_field(dilations) - STRIDE) // 2 + STRIDE
+    seen = (receptive_field(dilations) - STRIDE) // 2 + front_side // 2
+    beyond = max(seen, STRIDE * (CONTEXT_SIDES[-1] // 2) if multi_layer else 0) + STRIDE
     return -(-beyond // STRIDE) * STRIDE
 
 
@@ -54,36 +65,98 @@ class IICNetwork(nn.Module):
         dilations: of the six convolutions. With 2 everywhere behind the pooling the four phases of its pixels never
             mix; 1, 1, 1, 1, 2, 2 is the alternative that mixes them.
         clusters, classes: outputs of the over-clustering and the main head.
+        multi_layer: the heads see not the last layer alone but every second one, and the image's own mean and
+            deviation in windows of several sizes: what the joint lets go of on the way up stays in their sight.
+        front: fixed convolution in front of the first layer, see `preprocessing`.
+
+    Attributes:
+        features: channels that the heads see.
     """
 
-    def __init__(self, bands: int, width: float, dilations: tuple[int, ...], clusters: int, classes: int) -> None:
+    def __init__(
+        self,
+        bands: int,
+        width: float,
+        dilations: tuple[int, ...],
+        clusters: int,
+        classes: int,
+        multi_layer: bool = False,
+        front: nn.Conv2d | None = None,
+    ) -> None:
         super().__init__()
         channels = [max(1, round(width * count)) for count in CHANNELS]
+        inputs = bands if front is None else front.out_channels
         layers: list[nn.Module] = []
-        for index, (inputs, outputs, dilation) in enumerate(
-            zip([bands, *channels[:-1]], channels, dilations, strict=True)
-        ):
+        for index, (outputs, dilation) in enumerate(zip(channels, dilations, strict=True)):
             if index == LAYERS_BEFORE_POOL:
                 layers.append(nn.MaxPool2d(STRIDE))
             layers.append(nn.Conv2d(inputs, outputs, KERNEL, padding=dilation, dilation=dilation, bias=False))
             layers.append(nn.BatchNorm2d(outputs))
             layers.append(nn.ReLU(inplace=True))
+            inputs = outputs
         self.trunk = nn.Sequential(*layers)
-        self.class_head = nn.Conv2d(channels[-1], classes, 1)
-        self.cluster_head = nn.Conv2d(channels[-1], clusters, 1)
         self.features = channels[-1]
+        if multi_layer:
+            self.features = sum(channels[layer - 1] for layer in LAYERS_SEEN) + 2 * bands * len(CONTEXT_SIDES)
+        # Layers and windows differ in scale by far; without this the widest would rule the first steps of the heads.
+        self.levelling = nn.BatchNorm2d(self.features, affine=False) if multi_layer else None
+        self.class_head = nn.Conv2d(self.features, classes, 1)
+        self.cluster_head = nn.Conv2d(self.features, clusters, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        self.front = front
 
     def forward(self, image: Tensor) -> Logits:
         """Logits at feature resolution of a normalised `image`, float32 [N, bands, H, W] with even H and W."""
-        return self.heads(self.trunk(image))
+        return self.heads(self.encode(image))
 
-    def heads(self, features: Tensor) -> Logits:
-        return Logits(self.class_head(features), self.cluster_head(features))
+    def encode(self, image: Tensor) -> Tensor:
+        """What the heads see of a normalised `image`, float32 [N, features, H / 2, W / 2]."""
+        current = image if self.front is None else self.front(image)
+        if self.levelling is None:
+            features: Tensor = self.trunk(current)
+            return features
+        outputs = []
+        for layer in self.trunk:
+            current = layer(current)
+            if isinstance(layer, nn.ReLU):
+                outputs.append(current)
+        seen = [outputs[layer - 1] for layer in LAYERS_SEEN]
+        seen = [functional.avg_pool2d(each, STRIDE) if each.shape[-1] == image.shape[-1] else each for each in seen]
+        levelled: Tensor = self.levelling(torch.cat([*seen, local_moments(image)], dim=1))
+        return levelled
+
+    def heads(self, features: Tensor, main_head_trains_trunk: bool = True) -> Logits:
+        """Logits of both heads; without the last argument's gradient the main head reads the features and no more."""
+        seen = features if main_head_trains_trunk else features.detach()
+        return Logits(self.class_head(seen), self.cluster_head(features))
+
+
+def local_moments(image: Tensor) -> Tensor:
+    """Mean and standard deviation of each band in windows around each feature, from the smallest to the largest.
+
+    What lies beyond the image counts as 0, the mean, as it does for the convolutions.
+
+    Args:
+        image: normalised, [N, bands, H, W].
+
+    Returns:
+        [N, 2 * bands * len(CONTEXT_SIDES), H / 2, W / 2].
+    """
+    means, squares = functional.avg_pool2d(image, STRIDE), functional.avg_pool2d(image.square(), STRIDE)
+    moments = []
+    for side in CONTEXT_SIDES:
+        mean, square = (_box_mean(plane, side) for plane in (means, squares))
+        moments += [mean, (square - mean.square()).clamp(min=LEAST_VARIANCE).sqrt()]
+    return torch.cat(moments, dim=1)
+
+
+def _box_mean(planes: Tensor, side: int) -> Tensor:
+    rows = functional.avg_pool2d(planes, (side, 1), stride=1, padding=(side // 2, 0))
+    return functional.avg_pool2d(rows, (1, side), stride=1, padding=(0, side // 2))
 
 
 class Decoder(nn.Module):

@@ -67,7 +67,7 @@ def jitter_colours(chips: Tensor, bands: Sequence[str], strength: float, random:
     """
     colours = [index for index, band in enumerate(bands) if band in COLOUR_BANDS]
     factors = 1 + strength * random.uniform(-1, 1, size=(3, len(chips), 1, 1, 1))
-    brightness, contrast, saturation = torch.from_numpy(factors.astype(np.float32))
+    brightness, contrast, saturation = torch.from_numpy(factors.astype(np.float32)).to(chips.device)
     colour = chips[:, colours] * brightness
     level = colour.mean(dim=(1, 2, 3), keepdim=True)
     colour = level + contrast * (colour - level)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qgis_iic.protocol.errors import SourceUnsuitable
 from qgis_iic.training.pairs import COLOUR_BANDS
 
+PATCHES = 20_000
 REGULARISATION = 0.01
 """Added to the variances that whitening divides by, in squared deviations of a band: noise grows tenfold at most."""
 
@@ -103,3 +104,20 @@ def sample_patches(
     chips, rows, columns = places[chosen].T
     windows = sliding_window_view(image.numpy(), (side, side), axis=(2, 3))
     return windows[chips, :, rows, columns].astype(np.float64)
+
+
+def fit_zca(front: nn.Conv2d, image: Tensor, valid: Tensor, random: np.random.Generator) -> None:
+    """Gives `front` the weights that whiten the patches of its kernel's size in a normalised `image`.
+
+    Args:
+        front: of `fixed_convolution`.
+        image: [N, B, H, W], on the processor.
+        valid: bool [N, H, W].
+        random: draws the patches.
+
+    Raises:
+        SourceUnsuitable: see `sample_patches`.
+    """
+    patches = sample_patches(image, valid, front.kernel_size[0], PATCHES, random)
+    with torch.no_grad():
+        front.weight.copy_(zca(patches).weight)

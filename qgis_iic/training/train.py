@@ -1,256 +1,300 @@
-"""The training loop: no label is read anywhere in here, and the last step is the model."""
+"""The training loop: no label is read anywhere in here; ground that is held out says when to stop."""
 
 from __future__ import annotations
 
 import csv
 import math
+import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from lightning_fabric import Fabric
 
 from qgis_iic.protocol.errors import JobInvalid, OutputNotWritable
 from qgis_iic.training.checkpoint import (
+    BEST_NAME,
     CHECKPOINT_NAME,
     Checkpoint,
-    build_network,
+    load_best,
     load_checkpoint,
     save_checkpoint,
 )
-from qgis_iic.training.collapse import CollapseMonitor, clusters_alive
-from qgis_iic.training.config import TrainingConfig
-from qgis_iic.training.iic_loss import iic_loss, joint_statistics, random_displacements
-from qgis_iic.training.imagery import ChipSampler, Moments, load_scenes
-from qgis_iic.training.network import Decoder, IICNetwork, halo
-from qgis_iic.training.pairs import apply_each, feature_mask, invert_each, jitter_colours, random_symmetries
+from qgis_iic.training.config import HeldOutConfig, TrainingConfig
+from qgis_iic.training.devices import start
+from qgis_iic.training.distributed import of_first_process
+from qgis_iic.training.imagery import ChipSampler, Moments, Scene, open_scenes, write_scenes
+from qgis_iic.training.preprocessing import fit_zca
+from qgis_iic.training.prototypes import fit_prototypes
+from qgis_iic.training.sheets import SHEET_ROWS, write_sheet
+from qgis_iic.training.trainer import Trainer, new_trainer
 
 LOG_NAME = "log.csv"
+HELD_OUT_LOG_NAME = "held_out.csv"
+PICTURES_NAME = "pictures"
+IMAGERY_NAME = "imagery"
+WHITENING_CHIPS = 64
 
 Report = Callable[[int, dict[str, float]], None]
-
-
-@dataclass
-class Trainer:
-    """What a step changes.
-
-    Attributes:
-        config: of the run.
-        moments: mean and deviation of the bands, to normalise with.
-        network, decoder: the model, and the part that rebuilds its input (None for the plain objective).
-        optimiser: Adam over both.
-        random: draws chips, views and displacements.
-        monitor: of the over-clustering head.
-        step: number of steps done.
-        seconds: of training so far.
-    """
-
-    config: TrainingConfig
-    moments: Moments
-    network: IICNetwork
-    decoder: Decoder | None
-    optimiser: torch.optim.Adam
-    random: np.random.Generator
-    monitor: CollapseMonitor
-    step: int = 0
-    seconds: float = 0.0
-
-    def advance(self, sampler: ChipSampler) -> dict[str, float]:
-        """One step.
-
-        Returns:
-            What the log says of it.
-
-        Raises:
-            TrainingCollapsed: see `collapse.CollapseMonitor`.
-        """
-        started = time.monotonic()
-        config, objective = self.config.optimisation, self.config.objective
-        chips = sampler.draw(config.chips, self.random)
-        symmetries = random_symmetries(config.chips, self.random)
-        jittered = jitter_colours(chips.values, self.config.bands, config.jitter, self.random)
-        view1 = self._normalised(chips.values, chips.valid)
-        view2 = apply_each(symmetries, self._normalised(jittered, chips.valid))
-        mask = feature_mask(chips.usable)
-
-        # Both views in one batch: they share the statistics of batch normalisation, and one pass is cheaper than two.
-        features = self.network.trunk(torch.cat([view1, view2]).contiguous(memory_format=torch.channels_last))
-        displacements = random_displacements(objective.displacement, objective.displacements_per_step, self.random)
-        measures: dict[str, float] = {}
-        total = torch.zeros(())
-        for head, logits, weight in zip(
-            ("classes", "clusters"),
-            self.network.heads(features),
-            (objective.lambda_classes, objective.lambda_clusters),
-            strict=True,
-        ):
-            p1, p2 = logits.float().softmax(dim=1).chunk(2)
-            p2 = invert_each(symmetries, p2)
-            loss = iic_loss(p1, p2, mask, displacements, weight)
-            total = total + loss.value
-            statistics = joint_statistics(p1.detach(), p2.detach(), mask)
-            measures |= {
-                f"{head}_loss": loss.value.item(),
-                f"{head}_loss_without_lambda": loss.without_lambda.item(),
-                f"{head}_entropy": statistics.entropy / math.log(p1.shape[1]),
-                f"{head}_conditional_entropy": statistics.conditional_entropy,
-                f"{head}_alive": clusters_alive(p1.detach(), mask),
-            }
-        if self.decoder is not None:
-            # The first view only: a rebuilt jitter would reward what the joint is to ignore.
-            error = self._reconstruction_error(features[: config.chips], view1, chips.valid)
-            total = total + objective.reconstruction_weight * error
-            measures["reconstruction_error"] = error.item()
-
-        self.monitor.observe(statistics.mutual_information, self.step + 1)
-        self.optimiser.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        self.step += 1
-        self.seconds += time.monotonic() - started
-        return {"step": self.step, "loss": total.item(), **measures, "seconds": round(self.seconds, 2)}
-
-    def checkpoint(self, measures: dict[str, float]) -> Checkpoint:
-        return Checkpoint(
-            config=self.config.to_record(),
-            step=self.step,
-            seconds=self.seconds,
-            moments=self.moments,
-            network=self.network.state_dict(),
-            decoder={} if self.decoder is None else self.decoder.state_dict(),
-            optimiser=self.optimiser.state_dict(),
-            random=dict(self.random.bit_generator.state),
-            poor_steps=self.monitor.poor_steps,
-            measures=measures,
-        )
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        self.network.load_state_dict(checkpoint.network)
-        if self.decoder is not None:
-            self.decoder.load_state_dict(checkpoint.decoder)
-        self.optimiser.load_state_dict(checkpoint.optimiser)
-        self.random.bit_generator.state = checkpoint.random
-        self.monitor.poor_steps = checkpoint.poor_steps
-        self.step, self.seconds = checkpoint.step, checkpoint.seconds
-
-    def _normalised(self, values: Tensor, valid: Tensor) -> Tensor:
-        """Zero mean and unit deviation per band; 0, the mean, where not valid."""
-        mean, std = (torch.tensor(moment)[:, None, None] for moment in self.moments)
-        return (values - mean) / std * valid[:, None]
-
-    def _reconstruction_error(self, features: Tensor, view: Tensor, valid: Tensor) -> Tensor:
-        assert self.decoder is not None
-        squared = (self.decoder(features) - view) ** 2 * valid[:, None]
-        mean: Tensor = squared.sum() / (valid.sum() * view.shape[1]).clamp(min=1)
-        return mean
-
-
-def new_trainer(config: TrainingConfig, moments: Moments) -> Trainer:
-    """The state before the first step; the seed decides all of it."""
-    torch.manual_seed(config.seed)
-    network = build_network(config)
-    decoder = Decoder(network.features, len(config.bands)) if config.objective.reconstruction_weight > 0 else None
-    modules = nn.ModuleList([network] if decoder is None else [network, decoder])
-    modules.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth to a fifth faster on a CPU
-    return Trainer(
-        config=config,
-        moments=moments,
-        network=network.train(),
-        decoder=decoder,
-        optimiser=torch.optim.Adam(modules.parameters(), lr=config.optimisation.learning_rate),
-        random=np.random.default_rng(config.seed),
-        monitor=CollapseMonitor(config.network.clusters, config.optimisation.collapse_patience),
-    )
+Row = dict[str, float]
 
 
 def train(
     config: TrainingConfig,
     run: Path,
+    fabric: Fabric | None = None,
     resume: bool = False,
     minutes: float = math.inf,
     report: Report = lambda step, measures: None,
     reading: Callable[[Path], None] = lambda path: None,
 ) -> Path:
-    """Trains until the configured step or for `minutes`, and leaves a checkpoint and a log in the folder `run`.
+    """Trains until the held-out loss no longer falls, the configured step is reached or `minutes` are over.
+
+    The folder `run` then holds the last checkpoint and the best one, the logs of steps and of evaluations, and picture
+    sheets; while training, also the imagery. With several seeds each has a folder of its own below it, until the best
+    of them is copied up and goes on.
 
     Args:
         config: see `config.load_config`.
         run: folder, made where it is missing.
+        fabric: see `devices.start`; None is one process on the processor.
         resume: goes on from the checkpoint in `run`, exactly.
         minutes: of this call, reading the imagery not counted.
-        report: called after every step.
+        report: called after every step, with the number of steps of all seeds together.
         reading: called before each raster is read.
 
     Returns:
-        The checkpoint's path.
+        The last checkpoint's path.
 
     Raises:
         JobInvalid: `run` holds a checkpoint and `resume` is False, or that of another configuration.
         TrainingCollapsed: the clusters lost all information; the checkpoint of before is left.
     """
-    earlier = _earlier(config, run, resume)
-    scenes, moments = load_scenes(config, halo(config.network.dilations), reading)
-    trainer = new_trainer(config, moments if earlier is None else earlier.moments)
-    if earlier is not None:
-        trainer.restore(earlier)
-    sampler = ChipSampler(scenes, config.optimisation.chip_size, config.optimisation.least_usable)
-
-    measures: dict[str, float] = {} if earlier is None else earlier.measures
-    begun = saved = time.monotonic()
-    rows: list[dict[str, float]] = []
-    while trainer.step < config.optimisation.steps and time.monotonic() - begun < 60 * minutes:
-        measures = trainer.advance(sampler)
-        rows.append(measures)
-        report(trainer.step, measures)
-        if time.monotonic() - saved > 60 * config.optimisation.checkpoint_minutes:
-            _save(trainer, measures, rows, run)
-            rows, saved = [], time.monotonic()
-    return _save(trainer, measures, rows, run)
+    fabric = start() if fabric is None else fabric
+    _check_folder(config, run, resume)
+    with _imagery(config, run, fabric, reading) as (scenes, moments):
+        optimisation = config.optimisation
+        sampler = ChipSampler(scenes, optimisation.chip_size, optimisation.least_usable, config.held_out.share)
+        loop = _Loop(fabric, moments, sampler, config.held_out, 60 * minutes, report)
+        if len(config.seeds) > 1 and not (run / CHECKPOINT_NAME).exists():
+            chosen = loop.choose_seed(config, run)
+            if loop.time_is_up():
+                return chosen / CHECKPOINT_NAME
+            _copy_run(chosen, run, fabric)
+        loop.go_on(loop.trainer(config, run), run, config.total_steps - optimisation.steps)
+        loop.finish(config, run)
+        return run / CHECKPOINT_NAME
 
 
-def _earlier(config: TrainingConfig, run: Path, resume: bool) -> Checkpoint | None:
-    """The checkpoint to go on from; the folder is made for a new run."""
-    if resume:
-        checkpoint = load_checkpoint(run)
+class _Loop:
+    """Takes trainers to their end, in the time that there is.
+
+    Args:
+        fabric: device, precision and processes.
+        moments: of the imagery.
+        sampler: of the chips.
+        config: of the run; says what is evaluated and drawn.
+        seconds: from now on.
+        report: see `train`.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        moments: Moments,
+        sampler: ChipSampler,
+        config: HeldOutConfig,
+        seconds: float,
+        report: Report,
+    ) -> None:
+        self._fabric = fabric
+        self._moments = moments
+        self._sampler = sampler
+        self._held_out = sampler.held_out_chips(config.chips) if config.share > 0 else None
+        pictures = config.share > 0 and config.picture_steps > 0 and fabric.is_global_zero
+        self._sheet = sampler.held_out_chips(SHEET_ROWS) if pictures else None
+        self._end = time.monotonic() + seconds
+        self._report = report if fabric.is_global_zero else lambda step, measures: None
+
+    def time_is_up(self) -> bool:
+        """The same in all processes."""
+        return of_first_process(time.monotonic() >= self._end)
+
+    def trainer(self, config: TrainingConfig, run: Path) -> Trainer:
+        """At the checkpoint in the folder of a run, or before its first step."""
+        if not (run / CHECKPOINT_NAME).exists():
+            trainer = new_trainer(self._fabric, config, self._moments)
+            if config.network.preprocessing.startswith("zca"):
+                self._whiten(trainer)
+            return trainer
+        return self._restored(load_checkpoint(run), config)
+
+    def _whiten(self, trainer: Trainer) -> None:
+        """Fits the fixed convolution in front of the network to training chips."""
+        random = np.random.default_rng(trainer.config.seeds)
+        chips = self._sampler.draw(WHITENING_CHIPS, random)
+        objective = trainer.objective
+        assert objective.network.front is not None
+        image = objective.normalised(*(planes.to(objective.mean.device) for planes in chips[:2])).cpu()
+        fit_zca(objective.network.front, image, chips.valid, random)
+
+    def _restored(self, checkpoint: Checkpoint, config: TrainingConfig) -> Trainer:
         found = TrainingConfig.from_record(checkpoint.config)
-        if _without_length(found) != _without_length(config):
-            raise JobInvalid(f"{run} was begun with another configuration. Begin a new run, or use that one's.")
-        return checkpoint
-    if (run / CHECKPOINT_NAME).exists():
-        raise JobInvalid(f"{run} holds a run already. Go on with it by --resume, or name another folder.")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputNotWritable(f"The folder {run} can't be made: {error}.") from error
-    (run / LOG_NAME).unlink(missing_ok=True)
-    return None
+        trainer = new_trainer(self._fabric, replace(config, seeds=found.seeds), checkpoint.moments)
+        trainer.restore(checkpoint)
+        return trainer
+
+    def choose_seed(self, config: TrainingConfig, run: Path) -> Path:
+        """Trains each seed for `held_out.seed_steps` in a folder of its own.
+
+        Returns:
+            The folder of the seed with the least held-out loss; where time is up, that of the seed last trained.
+        """
+        steps = config.held_out.seed_steps
+        short = replace(config, optimisation=replace(config.optimisation, steps=steps))
+        losses: dict[Path, float] = {}
+        assert self._held_out is not None
+        for number, seed in enumerate(config.seeds):
+            folder = run / f"seed_{seed}"
+            folder.mkdir(exist_ok=True)
+            trainer = self.trainer(replace(short, seeds=(seed,)), folder)
+            self.go_on(trainer, folder, number * steps)
+            if self.time_is_up():
+                return folder
+            losses[folder] = trainer.evaluate(self._held_out)["held_out_loss"]
+        return min(losses, key=losses.__getitem__)
+
+    def go_on(self, trainer: Trainer, run: Path, earlier_steps: int) -> None:
+        """Trains to the end; `earlier_steps` are those of other seeds, for the report."""
+        config = trainer.config
+        log, held_out_log = _Log(run / LOG_NAME), _Log(run / HELD_OUT_LOG_NAME)
+        measures: Row = {}
+
+        def save() -> None:
+            """Logs first, then the checkpoint: they hold every step of it, and no step twice."""
+            if self._fabric.is_global_zero:
+                log.write()
+                held_out_log.write()
+            save_checkpoint(trainer.checkpoint(measures), run / CHECKPOINT_NAME, self._fabric)
+
+        saved = time.monotonic()
+        while not trainer.finished and not self.time_is_up():
+            measures = trainer.advance(self._sampler)
+            log.rows.append(measures)
+            self._report(earlier_steps + trainer.step, measures)
+            if self._held_out is not None and trainer.step % config.held_out.evaluation_steps == 0:
+                row = trainer.evaluate(self._held_out)
+                held_out_log.rows.append(row)
+                if trainer.improves(row["held_out_loss"]):
+                    save_checkpoint(trainer.checkpoint(measures), run / BEST_NAME, self._fabric)
+            if self._sheet is not None and trainer.step % config.held_out.picture_steps == 0:
+                path = run / PICTURES_NAME / f"step_{trainer.step:06}.png"
+                write_sheet(trainer.objective, self._sheet, config.bands, path)
+            if of_first_process(time.monotonic() - saved > 60 * config.optimisation.checkpoint_minutes):
+                save()
+                saved = time.monotonic()
+        if measures or trainer.step == 0:
+            save()
+
+    def finish(self, config: TrainingConfig, run: Path) -> None:
+        """Gives the state that the model is made from its prototypes, where these are asked for."""
+        if config.objective.cluster_head != "k_means":
+            return
+        checkpoint = load_best(run) if self._held_out is not None else load_checkpoint(run)
+        trainer = self._restored(checkpoint, config)
+        fit_prototypes(trainer.objective, self._sampler, config.network.halo, trainer.config.seeds[0])
+        finished = replace(checkpoint, network=trainer.objective.network.state_dict())
+        save_checkpoint(finished, run / BEST_NAME, self._fabric)
 
 
-def _without_length(config: TrainingConfig) -> dict[str, object]:
-    """What must not change between two parts of a run; a run may be made longer, and its imagery may move."""
-    record = config.to_record() | {"data": ""}
-    return record | {"optimisation": record["optimisation"] | {"steps": 0, "checkpoint_minutes": 0.0}}
+class _Log:
+    """A CSV file with a row a step, oldest first.
 
+    Attributes:
+        rows: not written yet.
+    """
 
-def _save(trainer: Trainer, measures: dict[str, float], rows: list[dict[str, float]], run: Path) -> Path:
-    """Log first, then checkpoint: the log holds every step of the checkpoint, and no step twice."""
-    path = run / LOG_NAME
-    first = rows[0]["step"] if rows else math.inf
-    kept = [row for row in read_log(path) if row["step"] < first] + rows
-    if kept:
-        with path.open("w", newline="", encoding="utf-8") as file:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.rows: list[Row] = []
+
+    def write(self) -> None:
+        """Adds the rows; those in the file that a resumed run has computed again are replaced."""
+        if not self.rows:
+            return
+        kept = [row for row in read_log(self._path) if row["step"] < self.rows[0]["step"]] + self.rows
+        with self._path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(kept[0]))
             writer.writeheader()
             writer.writerows(kept)
-    return save_checkpoint(trainer.checkpoint(measures), run)
+        self.rows = []
 
 
-def read_log(path: Path) -> list[dict[str, float]]:
+def read_log(path: Path) -> list[Row]:
     """The rows of a run's log, oldest first; none where there is no log yet."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@contextmanager
+def _imagery(
+    config: TrainingConfig, run: Path, fabric: Fabric, reading: Callable[[Path], None]
+) -> Iterator[tuple[list[Scene], Moments]]:
+    """The scenes, in a folder that is removed at the end; the first process writes it."""
+    folder = run / IMAGERY_NAME
+    try:
+        if fabric.is_global_zero:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+            folder.mkdir()
+            write_scenes(config, config.network.halo, folder, reading)
+        fabric.barrier()
+        yield open_scenes(folder)
+    finally:
+        if fabric.is_global_zero:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_folder(config: TrainingConfig, run: Path, resume: bool) -> None:
+    """Makes the folder of a new run; that of a resumed one must be of the same configuration."""
+    begun = [folder for folder in (run, *(run / f"seed_{seed}" for seed in config.seeds)) if _has_checkpoint(folder)]
+    if resume:
+        for folder in begun or [run]:
+            found = TrainingConfig.from_record(load_checkpoint(folder).config)
+            if found.seeds[0] not in config.seeds or _comparable(found) != _comparable(config):
+                raise JobInvalid(f"{folder} was begun with another configuration. Begin a new run, or use that one's.")
+        return
+    if begun:
+        raise JobInvalid(f"{begun[0]} holds a run already. Go on with it by --resume, or name another folder.")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        for name in (LOG_NAME, HELD_OUT_LOG_NAME, BEST_NAME):
+            (run / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputNotWritable(f"The folder {run} can't be made: {error}.") from error
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return (folder / CHECKPOINT_NAME).exists()
+
+
+def _comparable(config: TrainingConfig) -> dict[str, Any]:
+    """What must not change between two parts of a run; a run may be made longer, and its imagery may move."""
+    record = config.to_record() | {"data": "", "seeds": ()}
+    record["optimisation"] |= {"steps": 0, "checkpoint_minutes": 0.0}
+    record["held_out"] |= {"patience": 0, "picture_steps": 0}
+    return record
+
+
+def _copy_run(source: Path, run: Path, fabric: Fabric) -> None:
+    """The checkpoint comes last: once it is there, the seed is chosen."""
+    if fabric.is_global_zero:
+        for name in (LOG_NAME, HELD_OUT_LOG_NAME, BEST_NAME, CHECKPOINT_NAME):
+            if (source / name).exists():
+                shutil.copyfile(source / name, run / name)
+    fabric.barrier()

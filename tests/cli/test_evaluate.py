@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import rasterio
 from click.testing import CliRunner
 
 from qgis_iic.cli.main import main
@@ -54,6 +56,52 @@ def test_matched_on_one_place_and_scored_on_another(folder: Path) -> None:
     for line in output.splitlines():
         if line.startswith("| "):
             assert line in card.read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_reports_for_people(folder: Path) -> None:
+    here = folder / "here"
+    reports = [folder / "report.md", folder / "report.html", folder / "report.json"]
+    status, output = evaluate(
+        folder, *scored(folder), "--match-imagery", here / "scene.tif", "--match-labels", here / "labels.tif",
+        *(part for report in reports for part in ("--report", report)),
+    )  # fmt: skip
+    assert status == 0, output
+    markdown, html = (report.read_text(encoding="utf-8") for report in reports[:2])
+    setting = json.loads(reports[2].read_text())["settings"][0]
+    for line in output.splitlines():
+        if line.startswith("| "):
+            assert line in markdown
+    counts = setting["mappings"]["iou"]["confusion"].values()
+    assert f"| iou | 2, 3 | {' | '.join(map(str, counts))} |" in markdown
+    assert f"<td>iou</td><td>2, 3</td>{''.join(f'<td>{count}</td>' for count in counts)}" in html
+    for cluster in setting["clusters"]:
+        assert f"| {cluster['cluster']} | {cluster['building']} | {cluster['background']} |" in markdown
+    pictures = sorted(path.name for path in (folder / "report_pictures").iterdir())
+    assert pictures == re.findall(r"\(report_pictures/(.*)\)", markdown) == ["scene_best.png"]
+    assert html.count("<img src=") == 1
+    with rasterio.open(folder / "report_pictures" / "scene_best.png") as picture:
+        assert (picture.count, picture.height, picture.width) == (3, 192, 3 * 192 + 8)
+
+
+def test_a_report_of_the_files_own_mapping_has_pictures_too(folder: Path) -> None:
+    status, output = evaluate(folder, *scored(folder), "--report", folder / "report.html")
+    assert status == 0, output
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert "<td>file</td><td>2, 3</td>" in html
+    assert html.count("<img src=") == 1
+
+
+def test_a_report_of_another_kind_is_refused_before_anything_is_done(folder: Path) -> None:
+    status, output = evaluate(folder, *scored(folder), "--report", folder / "report.pdf")
+    assert status == 2
+    assert ".html" in output
+
+
+def test_a_report_that_can_not_be_written_is_named(folder: Path) -> None:
+    status, output = evaluate(folder, *scored(folder), "--report", folder / "none" / "report.md")
+    assert status == 40
+    assert "output-not-writable" in output
 
 
 def test_what_to_score_on_must_be_named(folder: Path) -> None:

@@ -8,7 +8,7 @@ import geopandas
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from shapely.geometry import box
+from shapely.geometry import Point, box
 
 from qgis_iic.cli.main import main
 from qgis_iic.training.model_file import read_model
@@ -70,6 +70,55 @@ def test_footprints_alone_are_refused_with_the_remedy(scene: Path, tmp_path: Pat
     assert "labels-invalid" in output
     assert "--area" in output
     assert not (tmp_path / "matched.onnx").exists()
+
+
+def examples(path: Path, roofs: int, ground: int) -> Path:
+    """Points on the big roof and on the ground, a polygon on the other roof."""
+    x, y = NORTH_UP.c, NORTH_UP.f
+    on_roof = [Point(x + 0.3 * (54 + 8 * (index % 2)), y - 0.3 * (44 + 9 * (index // 2))) for index in range(roofs)]
+    beside = [Point(x + 0.3 * (10 + 8 * index), y - 0.3 * 85) for index in range(ground)]
+    roof = box(x + 0.3 * 12, y - 0.3 * 28, x + 0.3 * 28, y - 0.3 * 12)
+    frame = geopandas.GeoDataFrame(
+        {"building": ["yes"] * (roofs + 1) + ["no"] * ground}, geometry=[*on_roof, roof, *beside], crs="EPSG:32645"
+    )
+    frame.to_crs("EPSG:4326").to_file(path)
+    return path
+
+
+def test_points_and_polygons_without_an_area(scene: Path, tmp_path: Path) -> None:
+    status, output = invoke(scene, "--labels", examples(tmp_path / "examples.geojson", 6, 8))
+    assert status == 0, output
+    assert "Building clusters: 3\n" in output
+    assert "2 of 4 clusters have no labelled pixel" in output
+    assert "| 3 |" in output
+    assert "| 1.000 | yes |" in output
+    assert "5 draws from 15 features: IoU 1.000 ± 0.000" in output
+    _, metadata = read_model(tmp_path / "matched.onnx")
+    assert metadata.building_clusters == (3,)
+    assert metadata.matching["spread"]["kind"] == "features"
+    assert 16 * 16 + 6 * 30 <= metadata.matching["building_pixels"] <= 18 * 18 + 6 * 40
+
+
+def test_a_few_labels_have_no_spread(scene: Path, tmp_path: Path) -> None:
+    status, output = invoke(scene, "--labels", examples(tmp_path / "examples.geojson", 1, 2))
+    assert status == 0, output
+    assert "too few labels" in output
+    assert "spread" not in read_model(tmp_path / "matched.onnx")[1].matching
+
+
+def test_a_mapping_by_hand(scene: Path, tmp_path: Path) -> None:
+    model, output = str(scene.with_name("model.onnx")), tmp_path / "matched.onnx"
+    done = CliRunner().invoke(main, ["match", model, "--building", "3,0", "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    assert done.output == "Building clusters: 0, 3\n"
+    _, metadata = read_model(output)
+    assert metadata.building_clusters == (0, 3)
+    assert metadata.matching == {"objective": "manual"}
+    assert CliRunner().invoke(main, ["match", model, "--building", "9", "--output", str(output)]).exit_code == 21
+    assert CliRunner().invoke(main, ["match", model, "--building", "x", "--output", str(output)]).exit_code == 2
+    status, message = invoke(scene, "--building", "3")
+    assert status == 2
+    assert "takes no labels" in message
 
 
 def test_missing_labels_are_named(scene: Path, tmp_path: Path) -> None:

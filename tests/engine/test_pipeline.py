@@ -11,6 +11,7 @@ from typing import Literal
 
 import geopandas
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 import shapely
@@ -159,8 +160,9 @@ def test_a_window_cuts(scene: Path, model: Path) -> None:
     assert table["area_m2"].tolist() == pytest.approx([20 * 30 * 0.09], rel=2e-3)
 
 
-def test_the_answer_does_not_depend_on_the_tiles(scene: Path, tmp_path: Path) -> None:
-    random_model(tmp_path / "model.onnx")
+@pytest.mark.parametrize(("decision", "seed"), [("clusters", 0), ("probability", 6)])
+def test_the_answer_does_not_depend_on_the_tiles(scene: Path, tmp_path: Path, decision: str, seed: int) -> None:
+    random_model(tmp_path / "model.onnx", seed, decision=decision)
     first, _ = extract(scene, tmp_path / "model.onnx", tile_size=40)
     second, _ = extract(scene, tmp_path / "model.onnx", tile_size=300, overwrite=True)
     assert len(first) > 3
@@ -198,7 +200,7 @@ def test_the_class_raster(scene: Path, model: Path, tmp_path: Path) -> None:
         assert raster.profile["tiled"]
         assert raster.descriptions == ("cluster", "class", "building_probability")
         cluster, _, probability = raster.read()
-        assert raster.tags()["IIC_MODEL"] == "test"
+        assert (raster.tags()["IIC_MODEL"], raster.tags()["IIC_DECISION"]) == ("test", "clusters")
     roofs = town(130, 200, ROOFS)[0] > 100
     np.testing.assert_array_equal(cluster == 3, roofs)
     assert probability[roofs].min() > 200
@@ -210,6 +212,23 @@ def test_an_unmatched_model_segments_and_does_not_extract(scene: Path, tmp_path:
     segment(scene, tmp_path / "model.onnx", tmp_path / "classes.tif")
     with pytest.raises(ModelNotMatched, match="iic match"):
         extract(scene, tmp_path / "model.onnx")
+
+
+def test_a_model_that_decides_by_its_probability_needs_no_matching(scene: Path, tmp_path: Path) -> None:
+    brightness_model(tmp_path / "model.onnx", building_clusters=None, decision="probability")
+    table, _ = extract(scene, tmp_path / "model.onnx")
+    assert table["area_m2"].sum() == pytest.approx(ROOF_PIXELS * 0.09, rel=2e-3)
+    provenance = pyogrio.read_info(tmp_path / "out.gpkg", layer="buildings")["layer_metadata"]
+    assert provenance["IIC_DECISION"] == "probability"
+    assert "IIC_BUILDING_CLUSTERS" not in provenance  # GDAL keeps no empty text
+
+
+def test_clusters_of_the_job_win_over_the_probability(scene: Path, tmp_path: Path) -> None:
+    brightness_model(tmp_path / "model.onnx", decision="probability")
+    table, _ = extract(scene, tmp_path / "model.onnx", building_clusters=(0,))
+    assert table["area_m2"].sum() == pytest.approx((130 * 200 - ROOF_PIXELS) * 0.09, rel=2e-3)
+    provenance = pyogrio.read_info(tmp_path / "out.gpkg", layer="buildings")["layer_metadata"]
+    assert (provenance["IIC_DECISION"], provenance["IIC_BUILDING_CLUSTERS"]) == ("clusters", "0")
 
 
 def test_the_class_map_in_memory_is_that_of_the_file(scene: Path, model: Path, tmp_path: Path) -> None:

@@ -45,6 +45,21 @@ def test_an_unmatched_model_has_no_building_probability(tmp_path: Path) -> None:
     assert session.run(np.full((1, 3, 2, 2), 250, np.float32))[0, 2].max() == 0
 
 
+def test_a_model_with_a_head_needs_no_mapping(tmp_path: Path) -> None:
+    brightness_model(tmp_path / "m.onnx", building_clusters=None, decision="probability")
+    session = Session(tmp_path / "m.onnx", "cpu")
+    assert session.decision == "probability"
+    tiles = np.array([20, 250], np.float32)[None, None, None].repeat(3, axis=1)
+    np.testing.assert_array_equal(session.run(tiles)[0, 2, 0], [0, 254])
+
+
+def test_clusters_of_the_caller_decide_even_with_a_head(tmp_path: Path) -> None:
+    brightness_model(tmp_path / "m.onnx", decision="probability")
+    session = Session(tmp_path / "m.onnx", "cpu", building_clusters=(0,))
+    assert (session.decision, session.building_clusters) == ("clusters", (0,))
+    assert session.run(np.full((1, 3, 1, 1), 250, np.float32))[0, 2, 0, 0] == 254
+
+
 def test_precisions_are_siblings(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").touch()
     (tmp_path / "m.int8.onnx").touch()

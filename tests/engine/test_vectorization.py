@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from qgis_iic.engine.stitching import Strip
 from qgis_iic.engine.tiling import Window
-from qgis_iic.engine.vectorization import Component, Vectorizer
+from qgis_iic.engine.vectorization import Component, Vectorizer, building_mask
 
 BUILDINGS = (1, 3)
 
@@ -21,14 +21,23 @@ CLASSES = arrays.arrays(
 )
 
 
+def probabilities(clusters: np.ndarray) -> np.ndarray:
+    """Some that have nothing to do with the clusters; 255 where those have no data."""
+    numbers = 37 * np.arange(clusters.size).reshape(clusters.shape) % 255
+    return np.where(clusters == 255, 255, numbers).astype(np.uint8)
+
+
 def vectorize(
-    clusters: np.ndarray, cuts: list[int], origin: tuple[int, int] = (0, 0), smallest: float = 0
+    clusters: np.ndarray,
+    cuts: list[int],
+    origin: tuple[int, int] = (0, 0),
+    smallest: float = 0,
+    building_clusters: tuple[int, ...] | None = BUILDINGS,
 ) -> list[Component]:
     """Components of a class raster that is fed in strips with ends at `cuts`."""
     height, width = clusters.shape
-    probability = (np.arange(clusters.size).reshape(clusters.shape) % 255).astype(np.uint8)
-    planes = np.stack([clusters, clusters, np.where(clusters == 255, 255, np.minimum(probability, 254))])
-    vectorizer = Vectorizer(BUILDINGS, smallest)
+    planes = np.stack([clusters, clusters, probabilities(clusters)])
+    vectorizer = Vectorizer(building_clusters, smallest)
     components: list[Component] = []
     ends = sorted({cut for cut in cuts if 0 < cut < height} | {height})
     for start, end in zip([0, *ends], ends, strict=False):
@@ -45,10 +54,12 @@ def outlines(components: list[Component]) -> set[tuple[bytes, int, int, float]]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(CLASSES, st.lists(st.integers(1, 23), max_size=8))
-def test_strips_give_the_polygons_of_the_whole(clusters: np.ndarray, cuts: list[int]) -> None:
-    whole = vectorize(clusters, [])
-    parts = vectorize(clusters, cuts)
+@given(CLASSES, st.lists(st.integers(1, 23), max_size=8), st.sampled_from([BUILDINGS, None]))
+def test_strips_give_the_polygons_of_the_whole(
+    clusters: np.ndarray, cuts: list[int], building_clusters: tuple[int, ...] | None
+) -> None:
+    whole = vectorize(clusters, [], building_clusters=building_clusters)
+    parts = vectorize(clusters, cuts, building_clusters=building_clusters)
     assert len(parts) == len(whole)
     assert outlines(parts) == outlines(whole)
 
@@ -71,6 +82,21 @@ def test_polygons_are_the_connected_components(clusters: np.ndarray, cuts: list[
         members = clusters[labels == label[0]]
         assert part.pixels == len(members)
         assert part.cluster == np.bincount(members).argmax()
+
+
+@settings(max_examples=100, deadline=None)
+@given(CLASSES, st.lists(st.integers(1, 23), max_size=4))
+def test_without_clusters_the_probability_decides(clusters: np.ndarray, cuts: list[int]) -> None:
+    probability = probabilities(clusters)
+    components = vectorize(clusters, cuts, building_clusters=None)
+    assert sum(part.pixels for part in components) == ((probability >= 127) & (probability < 255)).sum()
+    assert all(part.confidence >= 0.5 for part in components)
+
+
+def test_the_mask_by_clusters_and_by_probability() -> None:
+    planes = np.array([[[1, 1, 2, 2, 255]], [[0] * 5], [[126, 127, 0, 254, 255]]], np.uint8)
+    assert building_mask(planes, (1,)).tolist() == [[True, True, False, False, False]]
+    assert building_mask(planes, None).tolist() == [[False, True, False, True, False]]
 
 
 def test_a_building_over_three_strips_with_a_court_has_no_vertices_at_the_strips() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qgis_iic.plugin.dialog.extraction_dialog import ExtractionDialog
 from qgis_iic.plugin.dialog.extraction_run import ExtractionRun
 from qgis_iic.plugin.dialog.model_panel import ModelPanel
 from qgis_iic.plugin.dialog.parameters_panel import ParametersPanel
+from qgis_iic.plugin.model_file import read_metadata
 
 
 @pytest.fixture
@@ -158,6 +160,16 @@ def test_bands_that_are_chosen_by_halves_are_asked_for(ready: ExtractionDialog, 
     show_bands([GREY]).combos[0].setBand(1)
     ready.start()
     assert "such as 1,2,3" in texts(ready.messages)[0]
+
+
+@pytest.mark.parametrize(("decision", "asks"), [("clusters", True), ("probability", False)])
+def test_only_a_model_that_decides_by_its_clusters_asks_for_matching(
+    dialog: ExtractionDialog, model: Path, monkeypatch: pytest.MonkeyPatch, decision: str, asks: bool
+) -> None:
+    metadata = replace(read_metadata(str(model)), building_clusters=None, decision=decision)  # type: ignore[arg-type]
+    monkeypatch.setattr("qgis_iic.plugin.dialog.model_panel.read_metadata", lambda path: metadata)
+    dialog.parameters.model.set_model(str(model))
+    assert ("iic match" in dialog.parameters.model.facts.text()) == asks
 
 
 def test_the_model_says_what_it_is_or_what_is_wrong(dialog: ExtractionDialog, model: Path, tmp_path: Path) -> None:

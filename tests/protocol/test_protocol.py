@@ -155,11 +155,25 @@ def test_metadata_has_the_keys_that_deepness_reads() -> None:
         {"tile_size": 40},
         {"clusters": 256},
         {"building_clusters": (24,)},
+        {"decision": "dice"},
+        {"decision": ["clusters"]},
     ],
 )
 def test_facts_that_contradict_each_other_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ModelInvalid):
         replace(METADATA, **changes)  # type: ignore[arg-type]
+
+
+def test_files_from_before_there_was_a_choice_decide_by_clusters() -> None:
+    properties = METADATA.to_properties()
+    record = json.loads(properties[KEY])
+    del record["decision"]
+    assert ModelMetadata.from_properties({KEY: json.dumps(record)}) == METADATA
+    assert METADATA.decision == "clusters"
+
+
+def test_matching_makes_the_clusters_decide() -> None:
+    assert replace(METADATA, decision="probability").matched((1,), {}).decision == "clusters"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 99}', '{"version": 1, "name": "m"}'])

@@ -10,7 +10,7 @@ from tests.rasters import write_raster
 
 CONFIG = """
 name = "tiny"
-seed = 3
+seeds = [3]
 data = "."
 bands = ["red", "green", "blue"]
 
@@ -27,6 +27,14 @@ steps = 4
 chips = 4
 chip_size = 32
 checkpoint_minutes = 60
+
+[held_out]
+share = 0.1
+chips = 3
+evaluation_steps = 2
+patience = 40
+seed_steps = 2
+picture_steps = 0
 
 [[imagery]]
 path = "scene.tif"

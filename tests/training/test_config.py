@@ -43,9 +43,13 @@ def test_the_configurations_in_the_repository_are_valid(project_folder: Path) ->
         ("bands = [1, 2, 3]", "bands = [1, 2]", "must name 3 bands"),
         ("bands = [1, 2, 3]", "", "lacks imagery.bands"),
         ('data = "."', "", "folder `data`"),
-        ("seed = 3", "seed = 3\ngsd = 1.0", "gsd must lie"),
+        ("seeds = [3]", "seeds = [3]\ngsd = 1.0", "gsd must lie"),
+        ("seeds = [3]", "seeds = []", "at least one"),
+        ("seeds = [3]", "seeds = [3, 3]", "none twice"),
+        ("patience = 40", "patience = 0", "held_out.patience"),
+        ("share = 0.1", "share = 0.5", "held_out.share"),
         ("[[imagery]]", "[imagery]", r"\[\[imagery\]\]"),
-        ("seed = 3", "seed =", "not a TOML file"),
+        ("seeds = [3]", "seeds =", "not a TOML file"),
     ],
 )
 def test_broken_rules_are_named(tmp_path: Path, line: str, replacement: str, problem: str) -> None:
@@ -54,6 +58,11 @@ def test_broken_rules_are_named(tmp_path: Path, line: str, replacement: str, pro
     path.write_text(CONFIG.replace(line, replacement), encoding="utf-8")
     with pytest.raises(JobInvalid, match=problem):
         load_config(path)
+
+
+def test_seeds_are_chosen_by_held_out_ground(tmp_path: Path) -> None:
+    with pytest.raises(JobInvalid, match=r"several seeds need held_out\.share"):
+        load_config(write_config(tmp_path, seeds="[3, 4]", share="0"))
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

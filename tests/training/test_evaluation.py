@@ -18,7 +18,8 @@ from qgis_iic.training.baselines import (
     random_network,
     trunk_features,
 )
-from qgis_iic.training.evaluation import Confusion, Setting, confusion, draw_labels, evaluate, mean_over
+from qgis_iic.training.draws import draw_labels
+from qgis_iic.training.evaluation import Confusion, Setting, cluster_table, confusion, evaluate, mean_over
 from qgis_iic.training.export import build_model
 from qgis_iic.training.network import IICNetwork
 from qgis_iic.training.places import Draws
@@ -42,6 +43,7 @@ def region(seed: int = 0, size: int = 128) -> Region:
         labels=labels,
         clusters=clusters,
         classes=np.zeros_like(labels),
+        probability=254 * labels,
     )
 
 
@@ -129,9 +131,73 @@ def test_a_table_of_an_easy_place() -> None:
     assert len(told) == 7
 
 
+def test_objects_are_measured_for_every_map() -> None:
+    found = evaluate(Setting("easy", [region(0)], [region(1)]), MODEL, DRAWS)
+    assert row(found, "all background")["object_f1"] == [0, 0]
+    over = row(found, "IIC over-clustering head (4)", "iou")
+    assert [over[name] for name in ("object_precision", "object_recall", "object_f1")] == [[1, 0]] * 3
+    assert row(found, "k-means (24), pixel values", "iou")["object_f1"][0] > 0.9
+    assert all("object_f1" in each["measures"] for each in found["rows"])
+
+
+def test_all_labels_are_one_draw_of_everything() -> None:
+    found = evaluate(Setting("easy", [region(0)], [region(1)]), MODEL, DRAWS)
+    for objective in ("iou", "accuracy"):
+        assert row(found, "IIC over-clustering head (4), all labels", objective)["building_iou"] == [1, 0]
+    (draws,) = {each["draws"] for each in found["rows"] if "all labels" in each["method"]}
+    assert draws == 1
+
+
+def test_scattered_labels_are_drawn_one_by_one() -> None:
+    plain = region(0)
+    labels = np.full_like(plain.labels, 255)
+    for row_ in range(8, 112, 32):
+        for col in range(8, 112, 32):
+            labels[row_ : row_ + 4, col : col + 4] = 1
+            labels[row_ + 18 : row_ + 22, col : col + 4] = 0
+    found = evaluate(Setting("easy", [replace(plain, labels=labels)], [region(1)]), MODEL, DRAWS)
+    assert row(found, "logistic regression, pixel values")["building_iou"][0] > 0.9
+    assert row(found, "IIC over-clustering head (4), all labels", "iou")["building_iou"] == [1, 0]
+
+
+def test_what_is_behind_the_table() -> None:
+    here, there = region(0), region(1)
+    found = evaluate(Setting("easy", [here], [there]), MODEL, DRAWS)
+    roofs = 16 * 14 * 14
+    assert found["mappings"]["iou"]["building_clusters"] == [1, 2]
+    assert found["mappings"]["iou"]["confusion"] == {
+        "true_positive": roofs, "false_positive": 0, "false_negative": 0, "true_negative": 128**2 - roofs,
+    }  # fmt: skip
+    missed = int((there.clusters == 2).sum())
+    assert found["mappings"]["file"]["building_clusters"] == [1]
+    assert found["mappings"]["file"]["confusion"]["false_negative"] == missed
+    assert found["mappings"]["file"]["confusion"]["true_positive"] == roofs - missed
+    ground, roof, other, unseen = found["clusters"]
+    assert ground == {
+        "cluster": 0, "building": 0, "background": 128**2 - roofs, "purity": 0, "share": 1 - roofs / 128**2,
+        "chosen_by": [],
+    }  # fmt: skip
+    assert roof["chosen_by"] == ["file", "iou", "accuracy"]
+    assert other["chosen_by"] == ["iou", "accuracy"]
+    assert other["building"] == (here.clusters == 2).sum()
+    assert (unseen["purity"], unseen["share"]) == (None, 0)
+
+
+def test_the_table_of_clusters_counts_pixels_without_labels_in_the_share_alone() -> None:
+    plain = region()
+    clusters = plain.clusters.copy()
+    clusters[:64] = 255
+    half = replace(plain, clusters=clusters, labels=np.where(np.arange(128) < 64, plain.labels, 255).astype(np.uint8))
+    table = cluster_table([half], 4, {})
+    assert sum(each["building"] + each["background"] for each in table) == 64 * 64
+    assert table[0]["share"] == (clusters == 0).sum() / (64 * 128)
+
+
 def test_without_regions_to_match_on_only_the_files_own_mapping_is_scored() -> None:
     found = evaluate(Setting("own", [], [region()]), MODEL, DRAWS)
     assert [each["method"] for each in found["rows"]] == ["all background", "IIC clusters, mapping of the file"]
+    assert list(found["mappings"]) == ["file"]
+    assert sum(each["building"] for each in found["clusters"]) == 16 * 14 * 14
     with pytest.raises(ModelNotMatched):
         evaluate(Setting("own", [], [region()]), metadata(building_clusters=None), DRAWS)
 

@@ -11,21 +11,24 @@ import torch
 from qgis_iic.engine.session import Session
 from qgis_iic.protocol.errors import ModelInvalid, OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
-from qgis_iic.training.checkpoint import load_checkpoint, restore_network
+from qgis_iic.training.checkpoint import load_best, restore_network
 from qgis_iic.training.export import build_model, check_parity, export, fold, run_logits
 from qgis_iic.training.model_file import read_model, weights_checksum
 from qgis_iic.training.network import IICNetwork, predict_logits
+from qgis_iic.training.preprocessing import sobel
 
 MEAN, STD = np.array([110.0, 120.0, 90.0], np.float32), np.array([50.0, 40.0, 45.0], np.float32)
 MOMENTS = (tuple(MEAN.tolist()), tuple(STD.tolist()))
 SHAPES = [(1, 64, 64), (3, 20, 34), (5, 2, 8), (2, 130, 66)]
 
 
-@pytest.fixture(scope="module")
-def network() -> IICNetwork:
+@pytest.fixture(scope="module", params=["plain", "multi-layer", "sobel", "multi-layer sobel"])
+def network(request: pytest.FixtureRequest) -> IICNetwork:
     """Untrained, with running moments and biases that a fault of the folding would show in."""
     torch.manual_seed(0)
-    made = IICNetwork(3, 0.125, (1, 1, 2, 2, 2, 2), clusters=7, classes=3)
+    front = sobel(("red", "green", "blue")) if "sobel" in request.param else None
+    many = "multi-layer" in request.param
+    made = IICNetwork(3, 0.125, (1, 1, 2, 2, 2, 2), clusters=7, classes=3, multi_layer=many, front=front)
     for parameter in made.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     for _ in range(5):
@@ -91,6 +94,7 @@ def test_the_probability_stays_in_range_for_all_or_no_clusters(model: onnx.Model
     assert (unmatched == 0).all()
 
 
+@pytest.mark.parametrize("network", ["plain", "multi-layer"], indirect=True)
 def test_padding_is_the_mean(network: IICNetwork, model: onnx.ModelProto) -> None:
     # What lies outside the image is the mean: an image with a wide rim of mean pixels gives the same inside.
     image = pixels((1, 32, 32))
@@ -109,10 +113,11 @@ def test_padding_is_the_mean(network: IICNetwork, model: onnx.ModelProto) -> Non
         torch.testing.assert_close(found[..., :4, :4], wanted[..., :4, :4], rtol=1e-4, atol=1e-4)
 
 
-def test_there_is_one_upsampling_and_no_batch_normalisation(model: onnx.ModelProto) -> None:
+def test_there_is_one_upsampling_and_no_batch_normalisation(network: IICNetwork, model: onnx.ModelProto) -> None:
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("Resize") == 1
-    assert kinds.count("Conv") == 8  # six of the trunk, one for both heads, one for the probability
+    trained = 8  # six of the trunk, one for both heads, one for the probability
+    assert kinds.count("Conv") == trained + (network.front is not None)
     assert not {"BatchNormalization", "Softmax"} & set(kinds)
     assert [kinds[index + 1] for index, kind in enumerate(kinds) if kind == "Resize"] == ["Split"]
 
@@ -121,8 +126,8 @@ def test_the_engine_runs_the_file(exported: Path, run_folder: Path) -> None:
     session = Session(exported)
     answer = session.run(pixels((3, 24, 26)))
     assert answer.shape == (3, 3, 24, 26)
-    network, _ = restore_network(load_checkpoint(run_folder))
-    mean, std = (np.array(moment, np.float32)[:, None, None] for moment in load_checkpoint(run_folder).moments)
+    network, _ = restore_network(load_best(run_folder))
+    mean, std = (np.array(moment, np.float32)[:, None, None] for moment in load_best(run_folder).moments)
     logits = predict_logits(network, torch.from_numpy((pixels((3, 24, 26)) - mean) / std)).clusters
     assert (answer[:, 0] == logits.argmax(dim=1).numpy()).mean() > 0.999
 

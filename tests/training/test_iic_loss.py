@@ -119,6 +119,12 @@ def test_a_displacement_without_pairs_is_left_out() -> None:
     assert nothing.value.item() == 0
 
 
+def test_the_gradient_of_the_loop() -> None:
+    p1, p2 = (assignments(2, 3, 4, 5, seed=seed).requires_grad_() for seed in (0, 1))
+    steps = [(0, 0), (1, -2), (-2, 1), (2, 2)]
+    assert torch.autograd.gradcheck(lambda a, b: joints_by_loop(a, b, steps), (p1, p2))
+
+
 def test_random_displacements() -> None:
     random = np.random.default_rng(0)
     drawn = [random_displacements(4, 12, random) for _ in range(20)]
@@ -134,8 +140,8 @@ def test_random_displacements() -> None:
 def test_statistics_of_a_joint() -> None:
     # Two clusters, half of the pixels each, and the views always agree: H(z) = ln 2, H(z | z') = 0.
     p = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
-    agreeing = joint_statistics(p, p, torch.ones(1, 1, 1, 2))
+    agreeing = joint_statistics(joints_by_loop(p, p, [(0, 0)])[0])
     assert (agreeing.entropy, agreeing.conditional_entropy) == pytest.approx((math.log(2), 0))
     # The second view knows nothing: H(z | z') = H(z).
-    blind = joint_statistics(p, torch.full_like(p, 0.5), torch.ones(1, 1, 1, 2))
+    blind = joint_statistics(joints_by_loop(p, torch.full_like(p, 0.5), [(0, 0)])[0])
     assert blind.mutual_information == pytest.approx(0)

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from affine import Affine
 
-from qgis_iic.protocol.errors import SourceUnsuitable
-from qgis_iic.training.config import load_config
-from qgis_iic.training.imagery import ChipSampler, Scene, load_scenes
+from qgis_iic.protocol.errors import DiskFull, SourceUnsuitable
+from qgis_iic.training.config import TrainingConfig, load_config
+from qgis_iic.training.imagery import ChipSampler, Moments, Scene, open_scenes, write_scenes, write_usable_ground
+from qgis_iic.training.pairs import usable_ground
 from tests.rasters import write_raster
 from tests.training.scenes import village, write_config, write_village
+
+
+def load_scenes(config: TrainingConfig, halo: int, folder: Path) -> tuple[list[Scene], Moments]:
+    write_scenes(config, halo, folder)
+    return open_scenes(folder)
 
 
 def scene(valid: np.ndarray, share: float = 1.0, value: float = 7.0) -> Scene:
@@ -23,7 +30,7 @@ def test_a_scene_at_the_training_resolution_is_taken_as_it_is(tmp_path: Path) ->
     valid = np.ones((160, 160), np.bool_)
     valid[:, 144:] = False
     write_raster(tmp_path / "scene.tif", values, valid=valid, crs=None)  # coordinates are metres on the ground
-    (loaded,), (mean, std) = load_scenes(load_config(write_config(tmp_path)), halo=4)
+    (loaded,), (mean, std) = load_scenes(load_config(write_config(tmp_path)), halo=4, folder=tmp_path)
     assert loaded.valid[:, :144].all()
     assert not loaded.valid[:, 144:].any()
     assert loaded.usable[:, :140].all()
@@ -36,7 +43,7 @@ def test_a_scene_at_the_training_resolution_is_taken_as_it_is(tmp_path: Path) ->
 def test_finer_imagery_is_averaged(tmp_path: Path) -> None:
     values, _ = village(64)
     write_raster(tmp_path / "scene.tif", values, transform=Affine(0.15, 0, 0, 0, -0.15, 0), crs=None)
-    (loaded,), _ = load_scenes(load_config(write_config(tmp_path)), halo=4)
+    (loaded,), _ = load_scenes(load_config(write_config(tmp_path)), halo=4, folder=tmp_path)
     assert loaded.valid.shape == (32, 32)
     means = values.reshape(3, 32, 2, 32, 2).mean(axis=(2, 4))
     np.testing.assert_allclose(loaded.values, means, atol=0.1)
@@ -48,7 +55,7 @@ def test_other_types_are_brought_to_the_moments_of_the_8_bit_imagery(tmp_path: P
     write_raster(tmp_path / "wide.tif", (values.astype(np.uint16) * 3 + 200).astype(np.uint16))
     path = write_config(tmp_path)
     path.write_text(path.read_text() + '\n[[imagery]]\npath = "wide.tif"\nbands = [1, 2, 3]\n')
-    (_, wide), (mean, std) = load_scenes(load_config(path), halo=4)
+    (_, wide), (mean, std) = load_scenes(load_config(path), halo=4, folder=tmp_path)
     assert wide.values.astype(np.float64).mean(axis=(1, 2)) == pytest.approx(mean, rel=1e-3)
     assert wide.values.astype(np.float64).std(axis=(1, 2)) == pytest.approx(std, rel=1e-3)
 
@@ -56,7 +63,7 @@ def test_other_types_are_brought_to_the_moments_of_the_8_bit_imagery(tmp_path: P
 def test_imagery_without_8_bit_pixels_is_refused(tmp_path: Path) -> None:
     write_raster(tmp_path / "scene.tif", village()[0].astype(np.uint16))
     with pytest.raises(SourceUnsuitable, match="8-bit"):
-        load_scenes(load_config(write_config(tmp_path)), halo=4)
+        load_scenes(load_config(write_config(tmp_path)), halo=4, folder=tmp_path)
 
 
 def test_chips_hold_enough_usable_ground() -> None:
@@ -84,10 +91,56 @@ def test_scenes_without_room_for_a_chip_are_passed_over_or_refused() -> None:
         ChipSampler([small], 16, 0.5)
 
 
+def test_windows_make_the_usable_ground_of_the_whole() -> None:
+    valid = np.random.default_rng(0).random((70, 53)) > 0.005
+    for window_size in (16, 25, 100):
+        usable = np.zeros_like(valid)
+        write_usable_ground(valid, 6, usable, window_size)
+        np.testing.assert_array_equal(usable, usable_ground(valid, 6))
+
+
+def test_a_large_scene_is_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_village(tmp_path)
+    config = load_config(write_config(tmp_path))
+    (whole,), moments = load_scenes(config, 4, tmp_path)
+    values, usable = np.array(whole.values), np.array(whole.usable)
+    monkeypatch.setattr("qgis_iic.training.imagery.READ_SIZE", 48)
+    (parts,), same_moments = load_scenes(config, 4, tmp_path)
+    np.testing.assert_array_equal(parts.values, values)
+    np.testing.assert_array_equal(parts.usable, usable)
+    assert np.allclose(moments, same_moments, rtol=1e-12)
+
+
+def test_a_disk_without_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_village(tmp_path)
+    monkeypatch.setattr("qgis_iic.training.imagery.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(DiskFull, match="another disk"):
+        write_scenes(load_config(write_config(tmp_path)), 4, tmp_path)
+
+
+def test_held_out_ground_is_never_drawn() -> None:
+    ground = scene(np.ones((160, 160), np.bool_))
+    ground.values[0] = np.arange(160)[:, None]
+    ground.values[1] = np.arange(160)[None, :]
+    sampler = ChipSampler([ground], 16, 0.5, held_out=0.1)
+    held_out = sampler.held_out_chips(200).values[:, :2].flatten(2).numpy()
+    blocks = {(int(row), int(col)) for row, col in held_out[:, :, 0]}
+    assert len(blocks) == len(held_out) == 10
+    held = {tuple(pixel) for chip in held_out for pixel in chip.T}
+    drawn = sampler.draw(400, np.random.default_rng(0)).values[:, :2].flatten(2).numpy()
+    assert not held & {tuple(pixel) for chip in drawn for pixel in chip.T}
+    np.testing.assert_array_equal(sampler.held_out_chips(5).values, sampler.held_out_chips(5).values)
+
+
+def test_a_scene_too_small_to_hold_out_is_refused() -> None:
+    with pytest.raises(SourceUnsuitable, match=r"held_out\.share"):
+        ChipSampler([scene(np.ones((32, 32), np.bool_))], 16, 0.5, held_out=0.05)
+
+
 @pytest.mark.realdata
 def test_a_real_tile_is_resampled_and_masked(data_folder: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path, path='"philippines/scene.tif"')
-    (loaded,), _ = load_scenes(load_config(path, data=data_folder), halo=20)
+    (loaded,), _ = load_scenes(load_config(path, data=data_folder), halo=20, folder=tmp_path)
     # 0.0746 m in EPSG:3857 at 14 degrees north, 6144 pixels wide: about 1484 pixels of 0.3 m.
     assert loaded.valid.shape[1] == pytest.approx(6144 * 0.0746 * np.cos(np.radians(13.97)) / 0.3, abs=3)
     assert loaded.valid.mean() == pytest.approx(0.22, abs=0.01)

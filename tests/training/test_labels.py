@@ -7,12 +7,12 @@ import numpy as np
 import pyproj
 import pytest
 from affine import Affine
-from shapely.geometry import Point, Polygon, box
+from shapely.geometry import LineString, MultiPoint, Point, Polygon, box
 
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid
-from qgis_iic.training.labels import labelled_window, read_labels
+from qgis_iic.training.labels import labelled_blocks, labelled_window, read_labels
 from tests.rasters import NORTH_UP, write_raster
 
 UTM = pyproj.CRS("EPSG:32645")
@@ -45,6 +45,123 @@ def test_footprints_without_an_area_are_refused_with_the_remedy(tmp_path: Path) 
     footprints = write_polygons(tmp_path / "f.gpkg", ground(2, 3, 4, 2))
     with pytest.raises(LabelsInvalid, match="--area"):
         read_labels(footprints, None, NORTH_UP, (20, 20), UTM)
+
+
+def write_features(
+    path: Path, features: list[tuple[object, object]], crs: str = "EPSG:32645", column: str = "building"
+) -> Path:
+    """Geometries in the coordinates of `NORTH_UP`, and what a column says of them."""
+    geometry, values = zip(*features, strict=True)
+    frame = geopandas.GeoDataFrame({column: list(values)}, geometry=list(geometry), crs="EPSG:32645")
+    frame.to_crs(crs).to_file(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"), [(1, 0), (True, False), (1.0, 0.0), ("1", "0"), ("TRUE", "false"), ("yes", "No"), ("house", "no")]
+)
+def test_polygons_that_say_what_they_are_need_no_area(tmp_path: Path, yes: object, no: object) -> None:
+    features = [(ground(2, 3, 4, 2), yes), (ground(10, 10, 6, 6), no), (ground(12, 12, 2, 2), yes)]
+    path = write_features(tmp_path / "f.gpkg", features)
+    expected = np.full((20, 20), 255, np.uint8)
+    expected[10:16, 10:16] = 0
+    expected[3:5, 2:6] = 1
+    expected[12:14, 12:14] = 1  # a building within other ground is one
+    np.testing.assert_array_equal(read_labels(path, None, NORTH_UP, (20, 20), UTM), expected)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32645", "EPSG:4326", "EPSG:3857"])
+def test_points_label_a_disc_of_a_metre_on_the_ground(tmp_path: Path, crs: str) -> None:
+    places = {1: Point(NORTH_UP @ (10.5, 10.5)), 0: MultiPoint([NORTH_UP @ (30.5, 20.5), NORTH_UP @ (10.5, 30.5)])}
+    path = write_features(tmp_path / "p.gpkg", [(point, value) for value, point in places.items()], crs)
+    labels = read_labels(path, None, NORTH_UP, (40, 40), UTM)
+    rows, cols = np.mgrid[:40, :40]
+    near = {place: 0.3 * np.hypot(rows - place[0], cols - place[1]) < 1 for place in ((10, 10), (20, 30), (30, 10))}
+    np.testing.assert_array_equal(labels == 1, near[10, 10])
+    np.testing.assert_array_equal(labels == 0, near[20, 30] | near[30, 10])
+
+
+def test_polygons_and_points_may_be_mixed(tmp_path: Path) -> None:
+    features = [(ground(2, 3, 4, 2), 1), (Point(NORTH_UP @ (30.5, 30.5)), 0), (LineString([(0, 0), (1, 1)]), 0)]
+    labels = read_labels(write_features(tmp_path / "m.geojson", features, "EPSG:4326"), None, NORTH_UP, (40, 40), UTM)
+    assert (labels == 1).sum() == 8
+    assert labels[30, 30] == 0
+    assert 30 <= (labels == 0).sum() <= 40  # pi / 0.09 pixels
+
+
+def test_features_without_a_word_or_with_an_odd_one_are_refused(tmp_path: Path) -> None:
+    for odd in (2, None, ""):
+        path = write_features(tmp_path / "f.geojson", [(ground(2, 3, 4, 2), odd), (ground(8, 8, 2, 2), 0)])
+        with pytest.raises(LabelsInvalid, match="column `building`"):
+            read_labels(path, None, NORTH_UP, (20, 20), UTM)
+
+
+def test_features_without_the_column_are_all_buildings(tmp_path: Path) -> None:
+    path = write_features(tmp_path / "f.gpkg", [(ground(2, 3, 4, 2), 0), (ground(8, 8, 2, 2), 1)], column="floors")
+    with pytest.raises(LabelsInvalid, match="buildings only"):
+        read_labels(path, None, NORTH_UP, (20, 20), UTM)
+    area = write_polygons(tmp_path / "a.gpkg", ground(0, 0, 20, 20))
+    assert (read_labels(path, area, NORTH_UP, (20, 20), UTM) == 1).sum() == 12
+
+
+def test_with_an_area_all_but_buildings_is_background(tmp_path: Path) -> None:
+    features = [(ground(2, 3, 4, 2), 1), (ground(8, 8, 6, 6), 0), (Point(NORTH_UP @ (5.5, 5.5)), 0)]
+    path = write_features(tmp_path / "f.gpkg", features)
+    area = write_polygons(tmp_path / "a.gpkg", ground(0, 0, 10, 10))
+    labels = read_labels(path, area, NORTH_UP, (20, 20), UTM)
+    assert ((labels == 1).sum(), (labels == 0).sum(), (labels == 255).sum()) == (8, 92, 300)
+
+
+def test_a_point_can_not_stand_for_a_footprint_within_an_area(tmp_path: Path) -> None:
+    path = write_features(tmp_path / "f.gpkg", [(Point(NORTH_UP @ (5.5, 5.5)), 1)])
+    area = write_polygons(tmp_path / "a.gpkg", ground(0, 0, 10, 10))
+    with pytest.raises(LabelsInvalid, match="their own roofs"):
+        read_labels(path, area, NORTH_UP, (20, 20), UTM)
+
+
+def test_the_window_of_examples_holds_the_discs_of_their_points(tmp_path: Path) -> None:
+    scene = write_raster(tmp_path / "scene.tif", np.zeros((3, 50, 60), np.uint8))
+    features = [(ground(30, 20, 4, 2), 1), (Point(NORTH_UP @ (10.5, 40.5)), 0)]
+    path = write_features(tmp_path / "f.gpkg", features)
+    with open_raster(scene) as raster:
+        assert labelled_window(raster, path, None) == Window(7, 20, 27, 24)  # 10.5 - 3.3 to 34, 20 to 40.5 + 3.3
+        labels = read_labels(path, None, NORTH_UP, (50, 60), UTM)
+    outside = labels.copy()
+    outside[20:44, 7:34] = 255
+    assert (outside == 255).all()
+
+
+def test_labels_that_are_far_apart_are_parted_into_blocks(tmp_path: Path) -> None:
+    scene = write_raster(tmp_path / "scene.tif", np.zeros((3, 1500, 3000), np.uint8))
+    far = [(Point(NORTH_UP @ (100, 200)), 1), (ground(1020, 600, 10, 10), 0), (Point(NORTH_UP @ (2900, 1400)), 1)]
+    near = far[:2]
+    beyond = [*far, (Point(NORTH_UP @ (9000, 1400)), 1)]
+    area = write_polygons(tmp_path / "a.gpkg", ground(0, 0, 2000, 1000))
+    with open_raster(scene) as raster:
+        for features in (far, beyond):
+            path = write_features(tmp_path / f"{len(features)}.gpkg", features, "EPSG:4326")
+            blocks = labelled_blocks(raster, path, None)
+            assert [(block.row // 512, block.col // 512) for block in blocks] == [(0, 0), (1, 1), (1, 2), (2, 5)]
+            whole = read_labels(path, None, NORTH_UP, (1500, 3000), UTM)
+            for block in blocks:
+                assert block.intersection(labelled_window(raster, path, None)) == block
+                whole[block.row : block.row + block.height, block.col : block.col + block.width] = 255
+            assert (whole == 255).all()
+        path = write_features(tmp_path / "near.gpkg", near)
+        assert labelled_blocks(raster, path, None) == [labelled_window(raster, path, None)]
+        assert labelled_blocks(raster, path, area) == [Window(0, 0, 2000, 1000)]
+        assert labelled_blocks(raster, scene, None) == [Window(0, 0, 3000, 1500)]
+
+
+@pytest.mark.filterwarnings("ignore:'crs' was not provided")
+def test_points_without_a_crs_are_in_metres(tmp_path: Path) -> None:
+    scene = write_raster(tmp_path / "scene.tif", np.zeros((3, 50, 60), np.uint8), crs=None)
+    path = tmp_path / "p.gpkg"
+    points = [Point(NORTH_UP @ (10.5, 10.5)), Point(NORTH_UP @ (30.5, 20.5))]
+    geopandas.GeoDataFrame({"building": [1, 0]}, geometry=points).to_file(path)
+    with open_raster(scene) as raster:
+        assert labelled_window(raster, path, None) == Window(7, 7, 27, 17)
+    assert 30 <= (read_labels(path, None, NORTH_UP, (50, 60), None) == 1).sum() <= 40
 
 
 def test_a_label_raster_on_the_same_grid_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -87,8 +204,16 @@ def test_what_is_neither_raster_nor_polygons_is_named(tmp_path: Path) -> None:
     area = write_polygons(tmp_path / "a.gpkg", ground(0, 0, 4, 4))
     with pytest.raises(LabelsInvalid, match="can't be read"):
         read_labels(text, area, NORTH_UP, (4, 4), UTM)
+    lines = tmp_path / "lines.gpkg"
+    geopandas.GeoDataFrame(geometry=[LineString([(0, 0), (1, 1)])], crs=UTM).to_file(lines)
+    with pytest.raises(LabelsInvalid, match="no polygons and no points"):
+        read_labels(lines, None, NORTH_UP, (4, 4), UTM)
     with pytest.raises(LabelsInvalid, match="no polygons"):
-        read_labels(points, area, NORTH_UP, (4, 4), UTM)
+        read_labels(area, points, NORTH_UP, (4, 4), UTM)
+    table = tmp_path / "table.csv"
+    table.write_text("building\n1\n")
+    with pytest.raises(LabelsInvalid, match="no geometry"):
+        read_labels(table, None, NORTH_UP, (4, 4), UTM)
 
 
 def test_the_window_of_the_labels(tmp_path: Path) -> None:

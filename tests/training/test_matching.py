@@ -3,24 +3,31 @@ from __future__ import annotations
 from itertools import combinations
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shapely.geometry import Point
 
 from qgis_iic.protocol.errors import LabelsInvalid, ModelInvalid, ModelNotFound
+from qgis_iic.protocol.model_metadata import ModelMetadata
+from qgis_iic.training import matching
 from qgis_iic.training.matching import (
     Support,
     best_by_accuracy,
     best_by_iou,
     count_support,
     match,
+    match_by_hand,
+    spread_over_draws,
+    total_support,
 )
 from qgis_iic.training.model_file import read_model
-from qgis_iic.training.regions import RegionSource
+from qgis_iic.training.regions import Region, RegionSource, read_region
 from tests.onnx_models import brightness_model
-from tests.rasters import town, write_raster
+from tests.rasters import NORTH_UP, town, write_raster
 
 counts = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=7)
 
@@ -138,3 +145,101 @@ def test_what_is_no_model_is_named(labelled_town: RegionSource, tmp_path: Path) 
         match(tmp_path / "none.onnx", [labelled_town], "iou", tmp_path / "out.onnx")
     with pytest.raises(ModelInvalid):
         match(labelled_town.labels, [labelled_town], "iou", tmp_path / "out.onnx")
+
+
+def test_a_mapping_by_hand_changes_metadata_only(tmp_path: Path) -> None:
+    before, after = tmp_path / "before.onnx", tmp_path / "after.onnx"
+    brightness_model(before, building_clusters=(0, 1))
+    matched = match_by_hand(before, [3, 1, 3], after)
+    assert matched.building_clusters == (1, 3)
+    assert matched.matching == {"objective": "manual"}
+    assert read_model(after)[1] == matched
+    graphs = [onnx.load(path).graph.SerializeToString(deterministic=True) for path in (before, after)]
+    assert graphs[0] == graphs[1]
+    with pytest.raises(ModelInvalid, match="cluster"):
+        match_by_hand(before, [4], after)
+
+
+def dense(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters and labels uint8 [256, 256]: cluster 1 is nearly all roofs, 2 half, 0 none."""
+    random = np.random.default_rng(seed)
+    clusters = random.integers(0, 3, (256, 256)).astype(np.uint8)
+    share = np.array([0, 0.9, 0.5])[clusters]
+    return clusters, (random.random(clusters.shape) < share).astype(np.uint8)
+
+
+def test_the_spread_is_that_of_the_labels_left_out() -> None:
+    clusters, labels = dense(0)
+    support = total_support([clusters], [labels], 3)
+    found = spread_over_draws([clusters], [labels], support, "iou")
+    assert found is not None
+    assert (found.kind, found.units, found.draws) == ("tiles", 16, 5)
+    assert found.iou == pytest.approx((0.9 + 0.5) / (1.4 + 0.1 + 0.5), abs=0.01)
+    assert 0 < found.deviation < 0.01
+
+
+def test_what_is_drawn_is_not_scored() -> None:
+    # Every building has a cluster of its own: nothing that is learnt of some holds for others.
+    clusters = np.zeros((64, 64), np.uint8)
+    labels = np.full((64, 64), 255, np.uint8)
+    for index in range(10):
+        row, col = 2 + 12 * (index // 5), 2 + 12 * (index % 5)
+        clusters[row : row + 3, col : col + 3] = index + 1
+        labels[row : row + 3, col : col + 3] = 1
+        labels[row + 30 : row + 33, col : col + 3] = 0
+    support = total_support([clusters], [labels], 11)
+    assert iou(support, best_by_iou(support)) == 1
+    found = spread_over_draws([clusters], [labels], support, "iou")
+    assert found is not None
+    assert (found.kind, found.units, found.iou, found.deviation) == ("features", 20, 0, 0)
+
+
+def test_too_few_labels_have_no_spread() -> None:
+    clusters, labels = dense(0)
+    four_tiles = np.where(np.arange(256) < 64, labels, 255).astype(np.uint8)
+    four_features = np.full_like(labels, 255)
+    four_features[[5, 5, 9, 9], [5, 9, 5, 9]] = [0, 1, 1, 0]
+    for few in (four_tiles, four_features):
+        assert spread_over_draws([clusters], [few], total_support([clusters], [few], 3), "iou") is None
+    half = np.where(np.arange(256) < 192, 0, labels).astype(np.uint8)
+    half[64:] = 0  # one tile of sixteen holds all buildings
+    assert spread_over_draws([clusters], [half], total_support([clusters], [half], 3), "iou") is None
+
+
+def test_the_spread_is_on_record(tmp_path: Path) -> None:
+    roofs = [(col, row, 20, 20) for row in range(10, 330, 40) for col in range(10, 330, 40)]
+    values = town(336, 336, roofs)
+    labels = (values[:1] == 220).astype(np.uint8)
+    source = RegionSource(write_raster(tmp_path / "town.tif", values), write_raster(tmp_path / "labels.tif", labels))
+    brightness_model(tmp_path / "model.onnx")
+    matched = match(tmp_path / "model.onnx", [source], "iou", tmp_path / "model.onnx")
+    assert matched.matching["spread"] == {"kind": "tiles", "units": 25, "draws": 5, "iou": 1, "deviation": 0}
+    assert read_model(tmp_path / "model.onnx")[1] == matched
+
+
+def test_labels_all_over_a_large_raster_give_the_same_mapping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roofs = [(10, 10, 20, 20), (1400, 900, 40, 40)]
+    scene = write_raster(tmp_path / "town.tif", town(1000, 1500, roofs))
+    places = [(20, 20, 1), (1420, 920, 1), (40, 40, 0), (1380, 920, 0)]
+    points = [Point(NORTH_UP @ (col, row)) for col, row, _ in places]
+    frame = geopandas.GeoDataFrame({"building": [flag for _, _, flag in places]}, geometry=points, crs="EPSG:32645")
+    frame.to_file(tmp_path / "points.gpkg")
+    source = RegionSource(scene, tmp_path / "points.gpkg")
+    brightness_model(tmp_path / "model.onnx")
+    read = []
+
+    def spy(block: RegionSource, model: Path, metadata: ModelMetadata) -> Region:
+        read.append(block.window)
+        return read_region(block, model, metadata)
+
+    monkeypatch.setattr(matching, "read_region", spy)
+    matched = match(tmp_path / "model.onnx", [source], "iou", tmp_path / "model.onnx")
+    assert len(read) == 2
+    assert matched.building_clusters == (3,)
+    assert matched.matching["labels"] == [{"imagery": "town.tif", "labels": "points.gpkg"}]
+    assert matched.matching["building_pixels"] == count_support_of(source, tmp_path / "model.onnx")
+
+
+def count_support_of(source: RegionSource, model: Path) -> int:
+    """Building pixels where the labels are read in one piece."""
+    return int((read_region(source, model, read_model(model)[1]).labels == 1).sum())

@@ -4,14 +4,30 @@ import pytest
 import torch
 from torch.nn import functional
 
-from qgis_iic.training.network import Decoder, IICNetwork, halo, predict_logits, receptive_field, upsample
+from qgis_iic.training.network import (
+    CONTEXT_SIDES,
+    STRIDE,
+    Decoder,
+    IICNetwork,
+    halo,
+    local_moments,
+    predict_logits,
+    receptive_field,
+    upsample,
+)
+from qgis_iic.training.preprocessing import fixed_convolution
 
 DILATIONS = (1, 1, 2, 2, 2, 2)
 
 
-def network(dilations: tuple[int, ...] = DILATIONS, bands: int = 3) -> IICNetwork:
+def network(
+    dilations: tuple[int, ...] = DILATIONS,
+    bands: int = 3,
+    multi_layer: bool = False,
+    front: torch.nn.Conv2d | None = None,
+) -> IICNetwork:
     torch.manual_seed(0)
-    made = IICNetwork(bands, width=0.0625, dilations=dilations, clusters=5, classes=3)
+    made = IICNetwork(bands, 0.0625, dilations, clusters=5, classes=3, multi_layer=multi_layer, front=front)
     made(torch.randn(2, bands, 32, 32))  # moves the running moments away from 0 and 1
     return made.eval()
 
@@ -33,22 +49,77 @@ def test_field_and_halo(dilations: tuple[int, ...], field: int, rim: int) -> Non
     assert halo(dilations) == rim
 
 
-@pytest.mark.parametrize("dilations", [DILATIONS, (1, 1, 1, 1, 2, 2)])
-def test_the_halo_is_just_what_an_answer_depends_on(dilations: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("dilations", "multi_layer", "side", "rim"),
+    [
+        (DILATIONS, False, 1, 20),
+        ((1, 1, 1, 1, 2, 2), False, 1, 16),
+        (DILATIONS, True, 1, 20),
+        ((1, 1, 1, 1, 1, 1), True, 1, 16),  # the widest window sees further than the layers
+        (DILATIONS, False, 3, 20),
+        (DILATIONS, True, 7, 24),
+    ],
+)
+def test_the_halo_is_just_what_an_answer_depends_on(
+    dilations: tuple[int, ...], multi_layer: bool, side: int, rim: int
+) -> None:
     # The gradient of single output pixels shows every input pixel that they see, if the weights are positive.
-    made = network(dilations)
+    made = network(dilations, 3, multi_layer, fixed_convolution(torch.ones(3, 3, side, side)) if side > 1 else None)
     for parameter in made.parameters():
         parameter.data.abs_()
-    rim, centre = halo(dilations), 40
+    assert halo(dilations, multi_layer, side) in (rim, rim + STRIDE)  # a multiple of the stride
+    centre = 40
     reached = []
     for pixel in (centre, centre + 1):
-        image = torch.ones(1, 3, 80, 80, requires_grad=True)
+        image = torch.rand(1, 3, 80, 80, requires_grad=True)
         logits = made(image)
         upsample(logits.clusters)[0, 0, pixel, pixel].backward()
         assert image.grad is not None
         rows = image.grad.abs().sum(dim=(0, 1, 3)).nonzero().flatten()
         reached += [pixel - int(rows[0]), int(rows[-1]) - pixel]
-    assert max(reached) == rim
+    assert rim - 1 <= max(reached) <= halo(dilations, multi_layer, side)
+
+
+def test_local_moments_are_those_of_the_windows() -> None:
+    image = torch.randn(1, 2, 40, 36, dtype=torch.float64)
+    found = local_moments(image)[0]
+    assert found.shape == (2 * 2 * len(CONTEXT_SIDES), 20, 18)
+    row, column = 9, 10  # far enough from the rim for a window of 15 features
+    for number, side in enumerate(CONTEXT_SIDES[:3]):
+        reach = side // 2
+        rows = slice(STRIDE * (row - reach), STRIDE * (row + reach + 1))
+        columns = slice(STRIDE * (column - reach), STRIDE * (column + reach + 1))
+        window = image[0, :, rows, columns].flatten(1)
+        expected = torch.cat([window.mean(dim=1), window.std(dim=1, correction=0)])
+        torch.testing.assert_close(found[4 * number : 4 * number + 4, row, column], expected)
+    # Beyond the image lies the mean, 0: in a corner three quarters of the widest window and a little more do.
+    share = (8 * STRIDE) ** 2 / (15 * STRIDE) ** 2
+    expected = share * image[0, :, : 8 * STRIDE, : 8 * STRIDE].mean(dim=(1, 2))
+    torch.testing.assert_close(found[-4:-2, 0, 0], expected)
+
+
+def test_heads_that_see_all_layers_see_early_ones() -> None:
+    made = network(multi_layer=True).train()
+    assert made.features == 8 + 16 + 32 + 2 * 3 * len(CONTEXT_SIDES)
+    features = made.encode(torch.randn(4, 3, 32, 32))
+    assert features.shape == (4, made.features, 16, 16)
+    torch.testing.assert_close(features.mean(dim=(0, 2, 3)), torch.zeros(made.features), atol=1e-4, rtol=0)
+    spread = features.std(dim=(0, 2, 3))
+    fires = spread > 0.5
+    assert fires.float().mean() > 0.8
+    assert ((spread[fires] - 1).abs() < 0.2).all()  # levelled, whatever the scale of the layer or window
+    features[:, :8].square().sum().backward()
+    gradients = [layer.weight.grad.abs().max() for layer in made.trunk if isinstance(layer, torch.nn.Conv2d)]
+    assert [bool(gradient > 0) for gradient in gradients] == [True, True, False, False, False, False]
+
+
+def test_the_main_head_can_leave_the_trunk_alone() -> None:
+    made = network().train()
+    for trains, expected in ((False, False), (True, True)):
+        made.zero_grad()
+        made.heads(made.encode(torch.randn(2, 3, 16, 16)), trains).classes.square().sum().backward()
+        assert made.class_head.weight.grad is not None
+        assert (made.trunk[0].weight.grad is not None) is expected
 
 
 def test_heads_before_the_upsampling_are_exact() -> None:

@@ -14,6 +14,7 @@ from qgis_iic.training.model_card import model_card
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.places import load_protocol
 from qgis_iic.training.regions import RegionSource
+from tests.onnx_models import metadata
 from tests.training.scenes import write_village
 
 PLACES = """
@@ -97,8 +98,9 @@ def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) ->
 
     protocol = load_protocol(places)
     match(model, [source for place in protocol.places for source in place.match], "iou", model)
-    _, metadata = read_model(model)
-    figures = run_benchmark(model, protocol)
+    _, matched = read_model(model)
+    benchmark = run_benchmark(model, protocol)
+    figures = benchmark.figures
     assert [(setting["name"], setting["kind"]) for setting in figures["settings"]] == [
         ("Left", "own"),
         ("Right", "own"),
@@ -107,10 +109,18 @@ def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) ->
     methods = [{row["method"] for row in setting["rows"]} for setting in figures["settings"]]
     assert methods[0] - methods[2] == {"IIC clusters, mapping of the file"}
 
-    card = model_card(replace(metadata, metrics=figures), model.name)
+    assert list(benchmark.examples) == ["Left", "Right"]
+    assert [example.rank for example in benchmark.examples["Left"]] == ["best"]
+    assert [sorted(setting["mappings"]) for setting in figures["settings"]] == [
+        ["accuracy", "file", "iou"],
+        ["accuracy", "file", "iou"],
+        ["accuracy", "iou"],
+    ]
+
+    card = model_card(replace(matched, metrics=figures), model.name)
     assert card.startswith("# tiny\n")
     for fact in (
-        metadata.weights_sha256,
+        matched.weights_sha256,
         "CC0",
         "the tests",
         "4 steps",
@@ -123,6 +133,27 @@ def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) ->
     assert f"| all background |  | {figure:.3f} |" in card
     widths = {line.count(" | ") for line in card.splitlines() if line.startswith("| all background")}
     assert len(widths) == 1
+
+
+def test_the_card_says_how_clusters_were_matched() -> None:
+    by_hand = model_card(metadata(building_clusters=(1, 3), matching={"objective": "manual"}), "test.onnx")
+    assert "Buildings are the clusters 1, 3, set by hand." in by_hand
+    assert "iic match models/test.onnx --building 1,3 --output" in by_hand
+    record = {
+        "objective": "iou",
+        "labels": [{"imagery": "scene.tif", "labels": "labels.tif"}],
+        "building_pixels": 10,
+        "background_pixels": 20,
+        "iou": 0.5,
+        "accuracy": 0.75,
+    }
+    plain = model_card(metadata(matching=record), "test.onnx")
+    assert "best by `iou` on 10 building and 20 background pixels" in plain
+    assert "draws of" not in plain
+    spread = {"kind": "features", "units": 30, "draws": 5, "iou": 0.4, "deviation": 0.02}
+    assert "5 draws of features, it reaches 0.400 ± 0.020 on the rest" in model_card(
+        metadata(matching={**record, "spread": spread}), "test.onnx"
+    )
 
 
 def test_the_card_in_the_repository_is_that_of_the_model(project_folder: Path) -> None:

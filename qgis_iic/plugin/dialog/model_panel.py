@@ -110,6 +110,6 @@ def _facts(metadata: ModelMetadata) -> str:
     text = tr("{name}: {bands}; made for {smallest:g} m to {largest:g} m a pixel.").format(
         name=metadata.name, bands=", ".join(metadata.bands), smallest=smallest, largest=largest
     )
-    if metadata.building_clusters is None:
+    if metadata.building_clusters is None and metadata.decision == "clusters":
         text += " " + tr("It does not say which of its clusters are buildings: match it with labels first (iic match).")
     return text

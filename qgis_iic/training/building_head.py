@@ -1,0 +1,126 @@
+"""The building head: one more 1x1 convolution on the trunk's features, whose sigmoid is the building probability.
+
+Without it the building probability is the softmax summed over the building clusters. Either way a few nodes of the
+graph make the tensor `share`, and all else stays as it is: putting a head in and taking it out again gives the first
+graph back, byte by byte. The cluster table and its input stay in the file beside a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from qgis_iic.protocol.errors import ModelInvalid
+from qgis_iic.protocol.model_metadata import BUILDING_CLUSTERS_INPUT, ModelMetadata
+from qgis_iic.training.model_file import FEATURES, weights_checksum
+
+UPSAMPLING = "upsampling"
+CLUSTER_LOGITS = "cluster_logits"
+SHARE = "share"
+"""The building probability, float32 [N, 1, H, W], 0 to 1."""
+
+_WEIGHT, _BIAS = "building.weight", "building.bias"
+
+
+@dataclass(frozen=True)
+class BuildingHead:
+    """A logit that is affine in the features of each place.
+
+    Attributes:
+        weight: float32 [F], F the features of the model.
+        bias: added to the weighted sum.
+    """
+
+    weight: NDArray[np.float32]
+    bias: float
+
+
+def upsampled(coarse: str, fine: str) -> onnx.NodeProto:
+    """Bilinear upsampling of a tensor at feature resolution, as all logits are brought to full resolution."""
+    return helper.make_node(
+        "Resize", [coarse, "", UPSAMPLING], [fine], mode="linear", coordinate_transformation_mode="half_pixel"
+    )
+
+
+def cluster_share() -> list[onnx.NodeProto]:
+    """From the cluster logits to the softmax summed over the building clusters.
+
+    It is written as exponentials and one 1x1 convolution with two kernels, the mapping for the numerator and ones for
+    the denominator: a Softmax over channels transposes twice and took longer than all of the network.
+    """
+    return [
+        helper.make_node("ReduceMax", [CLUSTER_LOGITS], ["largest"], axes=[1], keepdims=1),
+        helper.make_node("Sub", [CLUSTER_LOGITS, "largest"], ["shifted"]),
+        helper.make_node("Exp", ["shifted"], ["exponentials"]),
+        helper.make_node("Reshape", [BUILDING_CLUSTERS_INPUT, "mapping_shape"], ["mapping"]),
+        helper.make_node("Concat", ["mapping", "all_clusters"], ["kernels"], axis=0),
+        helper.make_node("Conv", ["exponentials", "kernels"], ["sums"], kernel_shape=[1, 1]),
+        helper.make_node("Split", ["sums"], ["building_sum", "whole_sum"], axis=1),
+        helper.make_node("Div", ["building_sum", "whole_sum"], [SHARE]),
+    ]
+
+
+def _head_share() -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Conv", [FEATURES, _WEIGHT, _BIAS], ["coarse_building_logit"], kernel_shape=[1, 1]),
+        upsampled("coarse_building_logit", "building_logit"),
+        helper.make_node("Sigmoid", ["building_logit"], [SHARE]),
+    ]
+
+
+def with_building_head(
+    model: onnx.ModelProto, metadata: ModelMetadata, head: BuildingHead
+) -> tuple[onnx.ModelProto, ModelMetadata]:
+    """The model with `head` in place of the sum over clusters, or of the head that it has; the probability decides.
+
+    Raises:
+        ModelInvalid: the graph is not one of `iic export`.
+    """
+    constants = {
+        _WEIGHT: head.weight.astype(np.float32)[None, :, None, None],
+        _BIAS: np.array([head.bias], np.float32),
+    }
+    made = _with_share(model, _head_share(), constants)
+    return made, replace(metadata, decision="probability", weights_sha256=weights_checksum(made))
+
+
+def without_building_head(model: onnx.ModelProto, metadata: ModelMetadata) -> tuple[onnx.ModelProto, ModelMetadata]:
+    """The model whose probability is the sum over the building clusters again, which decide; itself without a head."""
+    if building_head(model) is None:
+        return model, metadata
+    made = _with_share(model, cluster_share(), {})
+    return made, replace(metadata, decision="clusters", weights_sha256=weights_checksum(made))
+
+
+def building_head(model: onnx.ModelProto) -> BuildingHead | None:
+    """The head that a graph has."""
+    named = (entry for entry in model.graph.initializer if entry.name in (_WEIGHT, _BIAS))
+    values = {entry.name: numpy_helper.to_array(entry) for entry in named}
+    if not values:
+        return None
+    return BuildingHead(values[_WEIGHT][0, :, 0, 0], float(values[_BIAS][0]))
+
+
+def _with_share(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], constants: dict[str, NDArray[np.float32]]
+) -> onnx.ModelProto:
+    """A copy in which `nodes` make the share, at the same place in the order of the nodes."""
+    replaced = {output for node in (*cluster_share(), *_head_share()) for output in node.output}
+    kept = [node for node in model.graph.node if not replaced & set(node.output)]
+    place = next((index for index, node in enumerate(kept) if SHARE in node.input), None)
+    if place is None:
+        raise ModelInvalid("The model's graph is not one of `iic export`: it can't be given a building head.")
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    del made.graph.node[:]
+    made.graph.node.extend([*kept[:place], *nodes, *kept[place:]])
+    initializers = [entry for entry in model.graph.initializer if entry.name not in (_WEIGHT, _BIAS)]
+    del made.graph.initializer[:]
+    made.graph.initializer.extend(initializers)
+    made.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    return made

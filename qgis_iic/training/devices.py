@@ -1,0 +1,45 @@
+"""What training runs on: Lightning Fabric chooses the device, the precision and the processes; the loop stays ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
+
+from qgis_iic.protocol.errors import JobInvalid
+
+
+class _MixedPrecision(MixedPrecision):
+    """Lightning's, but raw pixel values are not rounded to 8 bits of mantissa on their way in."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def start(accelerator: str = "cpu", devices: int = 1, precision: str = "32-true", threads: int | None = None) -> Fabric:
+    """Starts the processes, one a device; each further one runs the program from its beginning.
+
+    Args:
+        accelerator: cpu, cuda, or auto: cuda where there is one, else cpu.
+        devices: how many of them; on cpu, processes that share the processor.
+        precision: 32-true, bf16-mixed or 16-mixed, of the convolutions; weights and losses stay float32.
+        threads: of the processor for each process; None leaves that to torch.
+
+    Raises:
+        JobInvalid: there are no such devices, or they don't compute in that precision.
+    """
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cpu" and precision == "16-mixed":
+        raise JobInvalid("A processor does not compute in 16-mixed precision. Choose 32-true, or another accelerator.")
+    try:
+        plugins: list[Any] = [] if precision == "32-true" else [_MixedPrecision(precision, accelerator)]  # type: ignore[arg-type]
+        fabric = Fabric(accelerator=accelerator, devices=devices, plugins=plugins)
+    except (RuntimeError, ValueError) as error:
+        raise JobInvalid(f"Training can't run on {devices} x {accelerator} in {precision}: {error}") from error
+    fabric.launch()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return fabric

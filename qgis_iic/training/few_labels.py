@@ -1,0 +1,186 @@
+"""What a trunk that was trained without labels is worth when there are few: the same labels to three learners.
+
+A linear probe on the frozen trunk, fine-tuning, and the same network from random weights without the IIC term, each
+with the same chips and the same time, scored on ground of the same place that none of them had labels of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import pyproj
+import rasterio
+import torch
+from affine import Affine
+
+from qgis_iic.engine.vectorization import building_mask
+from qgis_iic.protocol.errors import LabelsInvalid
+from qgis_iic.protocol.model_metadata import ModelMetadata
+from qgis_iic.training.building_head import without_building_head
+from qgis_iic.training.draws import Units, label_units
+from qgis_iic.training.evaluation import confusion
+from qgis_iic.training.finetune import IIC_WEIGHT, build_tuned_model, fine_tune, read_network
+from qgis_iic.training.labelled_chips import read_blocks
+from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
+from qgis_iic.training.model_file import read_model, write_model
+from qgis_iic.training.places import Draws, Place
+from qgis_iic.training.probe import match_with_probe
+from qgis_iic.training.regions import RegionSource, labelled_plan, read_region
+
+SHARES = (0.01, 0.05, 0.1, 1.0)
+TILES = 50
+TILE_SIZE = 64
+ATTEMPTS = 100
+MEASURES = {"accuracy": "accuracy", "building_iou": "building IoU", "building_f1": "F1"}
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One row of the table.
+
+    Attributes:
+        labels: which part of them, in words.
+        share: labelled pixels, relative to all labels to fit on.
+        learner: in words.
+        steps: of training; 0 for the probe.
+        measures: as `evaluation.Confusion.measures` gives them.
+    """
+
+    labels: str
+    share: float
+    learner: str
+    steps: int
+    measures: dict[str, float]
+
+
+def compare_learners(
+    model: Path, place: Place, minutes: float, seed: int = 0, tell: Tell = lambda text: None
+) -> Iterator[Outcome]:
+    """The rows of the table, each as soon as it is there.
+
+    Args:
+        model: whose trunk is judged.
+        place: fitted on its regions to match on, scored on those to score on.
+        minutes: of every training.
+        seed: of the drawn labels and the random weights.
+        tell: told what is being done.
+
+    Raises:
+        IicError: see `finetune.fine_tune_file` and `probe.match_with_probe`.
+    """
+    plain, metadata = without_building_head(*read_model(model))
+    with TemporaryDirectory() as folder:
+        written = Path(folder) / "model.onnx"
+        for name, share, sources in _drawn(place.match, metadata, Path(folder), seed):
+            tell(f"{name}: probe")
+            match_with_probe(model, sources, "iou", written)
+            yield Outcome(name, share, "linear probe, frozen trunk", 0, score(written, place.score))
+            for learner, iic_weight in (("fine-tuned", IIC_WEIGHT), ("from scratch", 0.0)):
+                tell(f"{name}: {learner}")
+                steps = _train(plain, metadata, sources, minutes, iic_weight, seed, written)
+                yield Outcome(name, share, learner, steps, score(written, place.score))
+
+
+def _train(
+    model: onnx.ModelProto,
+    metadata: ModelMetadata,
+    sources: Sequence[RegionSource],
+    minutes: float,
+    iic_weight: float,
+    seed: int,
+    written: Path,
+) -> int:
+    """Writes a trained model, from random weights where there is no IIC term; returns its steps."""
+    network = read_network(model, metadata)
+    if iic_weight == 0:
+        torch.manual_seed(seed)
+        network.randomise()
+    random = np.random.default_rng(seed)
+    blocks = [block for source in sources for block in read_blocks(source, metadata, random)]
+    steps = fine_tune(network, blocks, metadata, minutes, iic_weight, seed)
+    write_model(*build_tuned_model(network, model, metadata, sources), written)
+    return steps
+
+
+def score(model: Path, sources: Sequence[RegionSource]) -> dict[str, float]:
+    """The measures of what the model decides, whichever way, over all regions together."""
+    _, metadata = read_model(model)
+    deciding = None if metadata.decision == "probability" else metadata.building_clusters or ()
+    regions = [read_region(source, model, metadata) for source in sources]
+    planes = [np.stack([region.clusters, region.classes, region.probability]) for region in regions]
+    found = [building_mask(answer, deciding) for answer in planes]
+    return confusion(found, [region.labels for region in regions]).measures()
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The rows as Markdown."""
+    heading = ["labels", "share of the pixels", "learner", "steps", *MEASURES.values()]
+    rows = [
+        [
+            each.labels,
+            f"{100 * each.share:.1f} %",
+            each.learner,
+            str(each.steps or ""),
+            *(f"{each.measures[name]:.3f}" for name in MEASURES),
+        ]
+        for each in outcomes
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *rows))
+
+
+def _drawn(
+    sources: Sequence[RegionSource], metadata: ModelMetadata, folder: Path, seed: int
+) -> Iterator[tuple[str, float, list[RegionSource]]]:
+    """Name, share and regions of each part of the labels; the parts are written as label rasters into `folder`."""
+    planes, transforms, systems = [], [], []
+    for source in sources:
+        with labelled_plan(source, metadata) as (made, labels):
+            planes.append(labels)
+            transforms.append(made.reader.grid.transform @ Affine.translation(made.window.col, made.window.row))
+            systems.append(made.raster.crs)
+    units = label_units(planes, TILE_SIZE)
+    if units is None:
+        raise LabelsInvalid(f"The regions to fit on hold no labelled tile of {TILE_SIZE} pixels.")
+    counts = {f"{100 * share:g} %": max(1, round(share * units.count)) for share in SHARES}
+    for name, count in {**counts, f"{TILES} {units.kind}": TILES}.items():
+        drawn = _with_both_kinds(units, planes, count, seed)
+        parts = []
+        for index, (source, plane) in enumerate(zip(sources, drawn, strict=True)):
+            part = replace(source, labels=folder / f"labels_{index}.tif", area=None)
+            _write_labels(part.labels, plane, transforms[index], systems[index])
+            parts.append(part)
+        yield name, _known(drawn) / _known(planes), parts
+
+
+def _with_both_kinds(units: Units, planes: Sequence[Labels], count: int, seed: int) -> Sequence[Labels]:
+    """The labels of `count` units, all labels where there are no more; the first draw with a building and a background.
+
+    Raises:
+        LabelsInvalid: none of many draws has both.
+    """
+    if count >= units.count:
+        return planes
+    for attempt in range(seed, seed + ATTEMPTS):
+        drawn = units.draw(planes, Draws(tiles=count), attempt)
+        if all(any((plane == kind).any() for plane in drawn) for kind in (BUILDING, BACKGROUND)):
+            return drawn
+    raise LabelsInvalid(f"{count} of the {units.count} {units.kind} hold no building or no background.")
+
+
+def _known(planes: Sequence[Labels]) -> int:
+    return sum(int((plane != UNLABELLED).sum()) for plane in planes)
+
+
+def _write_labels(path: Path, plane: Labels, transform: Affine, crs: pyproj.CRS | None) -> None:
+    height, width = plane.shape
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "nodata": UNLABELLED}
+    wkt = crs.to_wkt() if crs else None
+    with rasterio.open(path, "w", height=height, width=width, transform=transform, crs=wkt, **profile) as dataset:
+        dataset.write(plane, 1)

@@ -1,0 +1,159 @@
+"""The report of an evaluation: JSON for programs, Markdown or one HTML file for people."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qgis_iic.protocol.errors import OutputNotWritable
+from qgis_iic.training.document import Block, Heading, Paragraph, Picture, Table, png, to_html, to_markdown
+from qgis_iic.training.evaluation import mean_over
+from qgis_iic.training.pictures import LEGEND, Example
+
+COLUMNS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "building_iou": "building IoU",
+    "building_f1": "F1",
+    "mean_iou": "mean IoU",
+    "object_precision": "object precision",
+    "object_recall": "object recall",
+    "object_f1": "object F1",
+}
+
+_CONFUSION = {
+    "true_positive": "building found",
+    "false_positive": "background taken for building",
+    "false_negative": "building missed",
+    "true_negative": "background found",
+}
+
+
+def write_report(path: Path, title: str, figures: dict[str, Any], examples: Mapping[str, Sequence[Example]]) -> None:
+    """Writes what the suffix asks for; the pictures of NAME.md lie beside it in NAME_pictures.
+
+    Args:
+        path: with the suffix .json, .md or .html.
+        title: of the document.
+        figures: see `benchmark.Benchmark`.
+        examples: by the name of their setting.
+
+    Raises:
+        OutputNotWritable: the folder is missing, full or not writable.
+    """
+    try:
+        if path.suffix == ".json":
+            path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            return
+        blocks = report_blocks(title, figures, examples)
+        if path.suffix == ".html":
+            path.write_text(to_html(title, blocks), encoding="utf-8")
+            return
+        folder = path.with_name(f"{path.stem}_pictures")
+        path.write_text(to_markdown(blocks, folder.name) + "\n", encoding="utf-8")
+        for block in blocks:
+            if isinstance(block, Picture):
+                folder.mkdir(exist_ok=True)
+                (folder / f"{block.name}.png").write_bytes(png(block.pixels))
+    except OSError as error:
+        raise OutputNotWritable(f"The report {path} can't be written: {error}.") from error
+
+
+def report_blocks(title: str, figures: dict[str, Any], examples: Mapping[str, Sequence[Example]]) -> list[Block]:
+    """All that is known of an evaluation: tables as in a model's card, and for each setting what is behind them."""
+    blocks: list[Block] = [Heading(1, title), *_summary_blocks(figures)]
+    for setting in figures["settings"]:
+        blocks += _setting_blocks(setting)
+        blocks += _detail_blocks(setting)
+        blocks += _picture_blocks(setting["name"], examples.get(setting["name"], ()))
+    return blocks
+
+
+def figure_blocks(figures: dict[str, Any]) -> list[Block]:
+    """The tables of a model's card; none without figures."""
+    if not figures.get("settings"):
+        return []
+    return _summary_blocks(figures) + [block for setting in figures["settings"] for block in _setting_blocks(setting)]
+
+
+def _summary_blocks(figures: dict[str, Any]) -> list[Block]:
+    draws, side = figures["draws"], figures["draws"]["tile_size"]
+    text = (
+        f"Mean and standard deviation over {draws['count']} draws of {draws['tiles']} labelled tiles of "
+        f"{side} x {side} pixels (two thirds of the tiles there are, where that is fewer), scored on ground that was "
+        f"not matched on. All methods get the same tiles. {figures['note']}"
+    )
+    blocks: list[Block] = [Heading(2, "Figures"), Paragraph(text.rstrip())]
+    for kind, ground in (("own", "other ground of the same place"), ("cross", "another place")):
+        settings = [setting for setting in figures["settings"] if setting["kind"] == kind]
+        if len(settings) > 1:
+            blocks += [Heading(3, f"Mean over places, matched on {ground}"), _rows(mean_over(settings))]
+    return blocks
+
+
+def _setting_blocks(setting: dict[str, Any]) -> list[Block]:
+    share = f"{100 * setting['building_share']:.1f} % of {setting['labelled_pixels']} labelled pixels are building."
+    return [Heading(3, setting["name"]), Paragraph(share), _rows(setting["rows"])]
+
+
+def _rows(rows: Sequence[dict[str, Any]]) -> Table:
+    columns = {name: text for name, text in COLUMNS.items() if name in rows[0]["measures"]}  # older files hold fewer
+    return Table(
+        ("method", "matched by", *columns.values()),
+        [(row["method"], row["objective"], *(_figure(row, name) for name in columns)) for row in rows],
+    )
+
+
+def _figure(row: dict[str, Any], name: str) -> str:
+    mean, deviation = row["measures"][name]
+    return f"{mean:.3f} ± {deviation:.3f}" if row["draws"] > 1 else f"{mean:.3f}"
+
+
+def _detail_blocks(setting: dict[str, Any]) -> list[Block]:
+    ground = "to match on" if "iou" in setting["mappings"] else "that is scored"
+    confusion = [
+        (
+            name,
+            ", ".join(map(str, mapping["building_clusters"])),
+            *(str(mapping["confusion"][key]) for key in _CONFUSION),
+        )
+        for name, mapping in setting["mappings"].items()
+    ]
+    clusters = [
+        (
+            str(each["cluster"]),
+            str(each["building"]),
+            str(each["background"]),
+            "" if each["purity"] is None else f"{each['purity']:.3f}",
+            f"{100 * each['share']:.1f} %",
+            ", ".join(each["chosen_by"]),
+        )
+        for each in setting["clusters"]
+    ]
+    return [
+        Heading(4, f"{setting['name']}: mappings"),
+        Paragraph(
+            "Labelled pixels that were scored, by the mappings from all labels to match on and by the file's own."
+        ),
+        Table(("mapping", "building clusters", *_CONFUSION.values()), confusion),
+        Heading(4, f"{setting['name']}: clusters"),
+        Paragraph(f"Labelled pixels of each cluster, and its share of all pixels, on the ground {ground}."),
+        Table(("cluster", "building", "background", "purity", "share", "building by"), clusters),
+    ]
+
+
+def _picture_blocks(name: str, examples: Sequence[Example]) -> list[Block]:
+    if not examples:
+        return []
+    stem = re.sub(r"\W+", "_", name.lower())
+    return [
+        Heading(4, f"{name}: pictures"),
+        Paragraph(LEGEND),
+        *(
+            Picture(f"{stem}_{each.rank}", f"{name}, {each.rank} tile: building IoU {each.iou:.3f}", each.pixels)
+            for each in examples
+        ),
+    ]

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import geopandas
+import numpy as np
+import pytest
+import torch
+from shapely.geometry import Point
+
+from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.errors import LabelsInvalid, OutputExists, OutputNotWritable
+from qgis_iic.protocol.model_metadata import ModelMetadata
+from qgis_iic.training.export import export
+from qgis_iic.training.few_labels import compare_learners, score, table
+from qgis_iic.training.finetune import fine_tune, fine_tune_file, read_network, supervised_loss
+from qgis_iic.training.labelled_chips import CHIP_SIZE, LabelledSampler, read_blocks
+from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED
+from qgis_iic.training.model_file import read_model, weights_checksum
+from qgis_iic.training.places import Place
+from qgis_iic.training.regions import RegionSource
+from tests.rasters import NORTH_UP, write_raster
+
+MINUTES = 0.4
+STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def _ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which a step takes two seconds, so that no test depends on the machine."""
+    seconds = count()
+    monkeypatch.setattr("qgis_iic.training.finetune.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+
+
+@pytest.fixture(scope="module")
+def model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finetune") / "tiny.onnx"
+    export(run_folder, path)
+    return path
+
+
+@pytest.fixture
+def metadata(model: Path) -> ModelMetadata:
+    return read_model(model)[1]
+
+
+@pytest.fixture
+def source(village_folder: Path) -> RegionSource:
+    return RegionSource(village_folder / "scene.tif", village_folder / "labels.tif")
+
+
+@pytest.fixture
+def points(source: RegionSource, tmp_path: Path) -> RegionSource:
+    """Two buildings and two places on other ground."""
+    places = [Point(NORTH_UP @ centre) for centre in ((15, 15), (47, 79), (30, 30), (63, 95))]
+    frame = geopandas.GeoDataFrame({"building": [1, 1, 0, 0]}, geometry=places, crs="EPSG:32645")
+    frame.to_file(tmp_path / "points.gpkg")
+    return replace(source, labels=tmp_path / "points.gpkg")
+
+
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_blocks_hold_every_label_once(
+    source: RegionSource, metadata: ModelMetadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = read_blocks(source, metadata, random())
+    monkeypatch.setattr("qgis_iic.training.labelled_chips.BLOCK", 48)
+    blocks = read_blocks(source, metadata, random())
+    assert len(blocks) == 16
+    for label in (0, 1):
+        inside = [int((block.labels[block.core] == label).sum()) for block in blocks]
+        assert sum(inside) == int((whole.labels[whole.core] == label).sum()) > 0
+    assert all(min(block.labels.shape) >= CHIP_SIZE for block in blocks)
+    assert all((block.labels[~block.scene.valid] == UNLABELLED).all() for block in blocks)
+
+
+def test_ground_around_the_labels_is_read_as_well(
+    source: RegionSource, metadata: ModelMetadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("BLOCK", 32), ("CONTEXT", 32), ("UNLABELLED_BLOCKS", 3)):
+        monkeypatch.setattr(f"qgis_iic.training.labelled_chips.{name}", value)
+    blocks = read_blocks(replace(source, window=Window(64, 64, 32, 32)), metadata, random())
+    labelled = [bool((block.labels[block.core] != UNLABELLED).any()) for block in blocks]
+    assert labelled == [True, False, False, False]
+
+
+def test_chips_are_drawn_around_either_kind(points: RegionSource, metadata: ModelMetadata) -> None:
+    sampler = LabelledSampler(read_blocks(points, metadata, random()))
+    chips, labels = sampler.draw(12, random())
+    assert chips.values.shape == (12, 3, CHIP_SIZE, CHIP_SIZE)
+    assert all((labels[index] == BUILDING).any() for index in range(0, 12, 2))
+    assert all((labels[index] == BACKGROUND).any() for index in range(1, 12, 2))
+    assert (chips.values[~chips.valid[:, None].expand_as(chips.values)] == 0).all()
+
+
+def test_the_supervised_loss_by_hand() -> None:
+    logits = torch.tensor([[[0.0, 0.0, 9.0]]])
+    labels = torch.tensor([[[BUILDING, BACKGROUND, UNLABELLED]]], dtype=torch.uint8)
+    loss, iou = supervised_loss(logits, labels)
+    # Both at one half: cross-entropy ln 2; soft intersection 0.5, union 1 + 1 - 0.5.
+    assert loss.item() == pytest.approx(np.log(2) + 1 - 0.5 / 1.5)
+    assert iou == 0
+    _, iou = supervised_loss(torch.tensor([[[1.0, 1.0, 9.0]]]), labels)
+    assert iou == 0.5
+
+
+@pytest.mark.parametrize("iic_weight", [0.1, 0.0])
+def test_training_lowers_the_loss(
+    model: Path, source: RegionSource, metadata: ModelMetadata, iic_weight: float
+) -> None:
+    network = read_network(read_model(model)[0], metadata)
+    torch.manual_seed(0)
+    network.randomise()
+    seen: list[dict[str, float]] = []
+    steps = fine_tune(
+        network,
+        read_blocks(source, metadata, random()),
+        metadata,
+        MINUTES,
+        iic_weight,
+        report=lambda step, measures: seen.append(measures),
+    )
+    assert steps == len(seen) == STEPS
+    assert seen[-1]["loss"] < seen[0]["loss"]
+    assert 0 <= seen[-1]["seconds_left"] <= 60 * MINUTES
+    assert not network.training
+
+
+def test_the_result_is_an_ordinary_model(model: Path, source: RegionSource, tmp_path: Path) -> None:
+    output = tmp_path / "tuned.onnx"
+    tuned = fine_tune_file(model, [source], output, MINUTES)
+    proto, metadata = read_model(output)
+    assert metadata == tuned
+    assert metadata.weights_sha256 == weights_checksum(proto)
+    assert metadata.decision == "probability"
+    assert metadata.building_clusters
+    assert metadata.matching["objective"] == "iou"
+    assert metadata.matching["head"]["iou"] > 0.8
+    before = read_model(model)[1]
+    record = metadata.training["fine_tuning"]
+    assert record["from_weights_sha256"] == before.weights_sha256 != metadata.weights_sha256
+    assert record["labels"] == [{"imagery": "scene.tif", "labels": "labels.tif"}]
+    assert (record["minutes"], record["steps"]) == (MINUTES, STEPS)
+    assert metadata.training["imagery"] == before.training["imagery"]
+    assert score(output, [source])["building_iou"] > 0.75
+    # And once more, from what has a head now.
+    again = fine_tune_file(output, [source], output, MINUTES, overwrite=True)
+    assert again.training["fine_tuning"]["from_weights_sha256"] == metadata.weights_sha256
+
+
+def test_a_few_points_will_do(model: Path, points: RegionSource, tmp_path: Path) -> None:
+    tuned = fine_tune_file(model, [points], tmp_path / "tuned.onnx", MINUTES)
+    assert tuned.matching["head"]["iou"] > 0.5
+
+
+def test_what_can_not_be_written_is_named_at_once(model: Path, source: RegionSource, tmp_path: Path) -> None:
+    with pytest.raises(OutputExists, match="--overwrite"):
+        fine_tune_file(model, [source], model, MINUTES)
+    with pytest.raises(OutputNotWritable):
+        fine_tune_file(model, [source], tmp_path / "none" / "tuned.onnx", MINUTES)
+
+
+def test_an_interrupt_leaves_nothing(model: Path, source: RegionSource, tmp_path: Path) -> None:
+    def interrupt(step: int, measures: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune_file(model, [source], tmp_path / "tuned.onnx", MINUTES, report=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_of_one_kind_are_refused(model: Path, source: RegionSource, tmp_path: Path) -> None:
+    labels = write_raster(tmp_path / "one.tif", np.ones((1, 160, 160), np.uint8))
+    with pytest.raises(LabelsInvalid, match="no background"):
+        fine_tune_file(model, [replace(source, labels=labels)], tmp_path / "tuned.onnx", MINUTES)
+
+
+def test_learners_are_compared_with_the_same_labels(
+    model: Path, source: RegionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qgis_iic.training.few_labels.SHARES", (0.1, 1.0))
+    monkeypatch.setattr("qgis_iic.training.few_labels.TILES", 2)
+    monkeypatch.setattr("qgis_iic.training.few_labels.TILE_SIZE", 32)
+    place = Place(
+        "village", (replace(source, window=Window(0, 0, 80, 160)),), (replace(source, window=Window(80, 0, 80, 160)),)
+    )
+    rows = list(compare_learners(model, place, MINUTES / 12))
+    assert [row.learner for row in rows[:3]] == ["linear probe, frozen trunk", "fine-tuned", "from scratch"]
+    assert [row.labels for row in rows[::3]] == ["10 %", "100 %", "2 tiles"]
+    assert [round(row.share, 2) for row in rows[::3]] == [0.08, 1.0, 0.16]  # two and four of 25 tiles or so
+    text = table(rows).splitlines()
+    assert len(text) == 2 + 9
+    assert text[0].startswith("| labels | share of the pixels | learner | steps | accuracy | building IoU")

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qgis_iic.protocol.errors import LabelsInvalid
+from qgis_iic.training.building_head import building_head
+from qgis_iic.training.export import export
+from qgis_iic.training.model_file import FEATURES, read_model, run_inner
+from qgis_iic.training.probe import best_threshold, fit_head, match_with_probe, measures, sample_features
+from qgis_iic.training.regions import RegionSource, read_region
+from tests.rasters import write_raster
+
+
+@pytest.fixture(scope="module")
+def model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("probe") / "tiny.onnx"
+    export(run_folder, path)
+    return path
+
+
+@pytest.fixture
+def source(village_folder: Path) -> RegionSource:
+    return RegionSource(village_folder / "scene.tif", village_folder / "labels.tif")
+
+
+def test_a_probe_decides_and_the_mapping_stays_beside_it(model: Path, source: RegionSource, tmp_path: Path) -> None:
+    output = tmp_path / "probed.onnx"
+    metadata = match_with_probe(model, [source], "iou", output)
+    assert metadata.decision == "probability"
+    assert metadata.building_clusters
+    assert metadata.matching["head"]["kind"] == "probe"
+    assert metadata.matching["head"]["iou"] > 0.65  # bright roofs on green ground
+    proto, written = read_model(output)
+    assert written == metadata
+    assert building_head(proto) is not None
+    region = read_region(source, output, metadata)
+    known = region.labels != 255
+    found = region.probability >= 127
+    iou = (found & (region.labels == 1)).sum() / ((found | (region.labels == 1)) & known).sum()
+    assert iou > 0.65
+
+
+def test_a_probe_can_be_fitted_again(model: Path, source: RegionSource, tmp_path: Path) -> None:
+    output = tmp_path / "probed.onnx"
+    first = match_with_probe(model, [source], "iou", output)
+    assert match_with_probe(output, [source], "iou", output) == first
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_features_do_not_depend_on_the_tiles(model: Path, source: RegionSource) -> None:
+    proto, metadata = read_model(model)
+    whole, targets = sample_features(proto, metadata, [source], seed=0)
+    tiled, again = sample_features(proto, replace(metadata, tile_size=64), [source], seed=0)
+    assert len(whole) > 1000
+
+    def sortable(vectors: np.ndarray, known: np.ndarray) -> np.ndarray:
+        table = np.column_stack([vectors.round(3), known])
+        return table[np.lexsort(table.T)]
+
+    np.testing.assert_allclose(sortable(whole, targets), sortable(tiled, again), atol=2e-3)
+    region = read_region(source, model, metadata)
+    mean = np.asarray(metadata.mean, np.float32)[:, None, None]
+    plane = run_inner(proto, FEATURES, np.where(region.valid, region.values, mean)[None])[0]
+    assert set(np.unique(whole.round(2))) <= set(np.unique(plane.round(2))) | set(np.unique((plane + 5e-3).round(2)))
+
+
+def test_labels_of_one_kind_are_refused(model: Path, source: RegionSource, tmp_path: Path) -> None:
+    labels = write_raster(tmp_path / "one.tif", np.ones((1, 160, 160), np.uint8))
+    with pytest.raises(LabelsInvalid, match="no background"):
+        match_with_probe(model, [replace(source, labels=labels)], "iou", tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_scales_of_the_features_do_not_matter() -> None:
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((2000, 4)).astype(np.float32)
+    targets = vectors @ np.array([1, -2, 0, 0.5]) + 0.3 > 0
+    scales = np.array([1e-3, 1, 50, 1e3], np.float32)
+    plain, scaled = fit_head(vectors, targets, 0), fit_head(vectors * scales + 7 * scales, targets, 0)
+    np.testing.assert_allclose(scaled.weight * scales, plain.weight, rtol=1e-2, atol=1e-2)
+    assert measures(plain, vectors, targets)["iou"] > 0.97
+    assert measures(scaled, vectors * scales + 7 * scales, targets)["iou"] > 0.97
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_size=12))
+def test_no_threshold_has_a_larger_iou(pairs: list[tuple[int, bool]]) -> None:
+    scores, targets = np.array([score for score, _ in pairs], np.float64), np.array([kind for _, kind in pairs])
+
+    def iou(threshold: float) -> float:
+        found = scores > threshold
+        return float((found & targets).sum() / max(1, (found | targets).sum()))
+
+    values = sorted(set(scores.tolist()))
+    candidates = [values[0] - 1, *((low + high) / 2 for low, high in pairwise(values))]
+    assert iou(best_threshold(scores, targets)) == pytest.approx(max(map(iou, candidates)))

@@ -1,0 +1,119 @@
+"""What each switch of the training is worth: short runs with one thing changed, and the table of docs/ablations.md.
+
+    .venv/engine/bin/python tools/ablations.py [--only TEXT] [--data FOLDER]
+
+Runs lie in runs/ablations and are not repeated: what has its figures is only tabled. A run takes some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import re
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from qgis_iic.training.benchmark import run_benchmark
+from qgis_iic.training.checkpoint import CHECKPOINT_NAME
+from qgis_iic.training.config import TrainingConfig
+from qgis_iic.training.evaluation import mean_over
+from qgis_iic.training.export import export
+from qgis_iic.training.places import load_protocol
+from qgis_iic.training.train import train
+
+PROJECT = Path(__file__).resolve().parents[1]
+RUNS = PROJECT / "runs" / "ablations"
+TABLE = PROJECT / "docs" / "ablations.md"
+FIGURES = "figures.json"
+HEADS = {"prototypes": "", "trained head": CHECKPOINT_NAME}
+"""What is exported of a run: its best state, with prototypes, or the last one, whose head the objective has trained."""
+
+PREAMBLE = """# Ablations
+
+Each row is a run of `models/iic_rgb.toml` with one thing changed, cut down to {steps} steps of {chips} chips
+(`models/ablations.toml`); made by `tools/ablations.py`. Figures are building IoU and balanced accuracy of the
+over-clustering head, matched for IoU on 50 tiles, 5 draws: on average over the places of `models/places.toml` on other
+ground of the same place, and across places. *Prototypes* is the head that k-means puts in after the last step, *trained
+head* the one that the objective has trained. One seed: differences of a point or two are noise.
+
+| run | prototypes: IoU | balanced | across: IoU | trained head: IoU | balanced | across: IoU | main head | minutes |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="runs whose name holds this text")
+    parser.add_argument("--data", type=Path, help="folder of imagery and labels")
+    arguments = parser.parse_args()
+    record = tomllib.loads((PROJECT / "models" / "ablations.toml").read_text(encoding="utf-8"))
+    base_path = PROJECT / "models" / record["base"]
+    base = tomllib.loads(base_path.read_text(encoding="utf-8"))
+    base["data"] = str(arguments.data or (base_path.parent / base["data"]).resolve())
+    changed(base, record["short"])
+    folders = []
+    for run in record["run"]:
+        name = run.pop("name")
+        config = TrainingConfig.from_record(changed(copy.deepcopy(base), run))
+        folders.append(RUNS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))
+        if arguments.only in name and not (folders[-1] / FIGURES).exists():
+            print(name, flush=True)
+            figures = {"name": name, **measured(config, folders[-1], arguments.data)}
+            (folders[-1] / FIGURES).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_table(config, [folder for folder in folders if (folder / FIGURES).exists()])
+
+
+def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`config` itself with the entries of its sections replaced."""
+    for section, entries in changes.items():
+        config[section] = config.get(section, {}) | entries
+    return config
+
+
+def measured(config: TrainingConfig, folder: Path, data: Path | None) -> dict[str, Any]:
+    """Trains, goes on with what is there, and scores both heads."""
+    started = time.monotonic()
+    train(config, folder, resume=(folder / CHECKPOINT_NAME).exists())
+    minutes = (time.monotonic() - started) / 60
+    protocol = load_protocol(PROJECT / "models" / "places.toml", data)
+    found: dict[str, Any] = {"minutes": minutes}
+    for head, file in HEADS.items():
+        model = folder / "model.onnx"
+        export(folder / file, model)
+        settings = run_benchmark(model, protocol, baselines=False).figures["settings"]
+        for kind in ("own", "cross"):
+            rows = mean_over([setting for setting in settings if setting["kind"] == kind])
+            found[f"{head} {kind}"] = {
+                row["method"]: row["measures"] for row in rows if row["objective"] == "iou" and row["draws"] > 1
+            }
+    return found
+
+
+def write_table(config: TrainingConfig, folders: list[Path]) -> None:
+    optimisation = config.optimisation
+    lines = [PREAMBLE.format(steps=optimisation.steps, chips=optimisation.chips)]
+    for folder in folders:
+        figures = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
+        cells = [figures["name"]]
+        for head in HEADS:
+            own, cross = (measures_of("over-clustering", figures[f"{head} {kind}"]) for kind in ("own", "cross"))
+            mean, deviation = own["building_iou"]
+            cells.append(f"{mean:.3f} ± {deviation:.3f}")
+            cells += [f"{own['balanced_accuracy'][0]:.3f}", f"{cross['building_iou'][0]:.3f}"]
+        main_head = measures_of("main head", figures["prototypes own"])
+        cells += [f"{main_head['building_iou'][0]:.3f}", f"{figures['minutes']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    TABLE.write_text("".join(lines), encoding="utf-8")
+
+
+def measures_of(part: str, methods: dict[str, Any]) -> dict[str, list[float]]:
+    """Those of the method whose name holds `part`."""
+    (found,) = (measures for method, measures in methods.items() if part in method)
+    return found
+
+
+if __name__ == "__main__":
+    main()
