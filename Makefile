@@ -13,7 +13,7 @@ package_sources := $(shell find qgis_iic resources models -type f -not -name '*.
 # QSpinBox.setValue or addParameter for calls on layers.
 qgis_rules_off := QGS105,QGS201,QGS202
 
-.PHONY: demo test lint package deploy setup system clean
+.PHONY: demo test bench lint package deploy setup system clean
 .DELETE_ON_ERROR:
 
 demo: setup $(package)
@@ -22,6 +22,9 @@ demo: setup $(package)
 test: setup $(package)
 	$(engine)/python -m pytest --ignore=tests/plugin --ignore=tests/integration
 	QT_QPA_PLATFORM=offscreen $(qgis)/python -m pytest tests/plugin tests/integration
+
+bench: setup
+	$(engine)/python benchmarks/training.py
 
 lint: .venv/engine/.installed
 	$(engine)/ruff check .
@@ -56,4 +59,4 @@ system:
 	touch $@
 
 clean:
-	rm -rf .venv build dist demo/out *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv build dist demo/out benchmarks/out *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

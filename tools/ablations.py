@@ -28,19 +28,16 @@ PROJECT = Path(__file__).resolve().parents[1]
 RUNS = PROJECT / "runs" / "ablations"
 TABLE = PROJECT / "docs" / "ablations.md"
 FIGURES = "figures.json"
-HEADS = {"prototypes": "", "trained head": CHECKPOINT_NAME}
-"""What is exported of a run: its best state, with prototypes, or the last one, whose head the objective has trained."""
-
 PREAMBLE = """# Ablations
 
 Each row is a run of `models/iic_rgb.toml` with one thing changed, cut down to {steps} steps of {chips} chips
 (`models/ablations.toml`); made by `tools/ablations.py`. Figures are building IoU and balanced accuracy of the
 over-clustering head, matched for IoU on 50 tiles, 5 draws: on average over the places of `models/places.toml` on other
-ground of the same place, and across places. *Prototypes* is the head that k-means puts in after the last step, *trained
-head* the one that the objective has trained. One seed: differences of a point or two are noise.
+ground of the same place, and across places; and IoU of the main head. One seed: differences of a point or two are
+noise.
 
-| run | prototypes: IoU | balanced | across: IoU | trained head: IoU | balanced | across: IoU | main head | minutes |
-|---|---|---|---|---|---|---|---|---|
+| run | IoU | balanced accuracy | across: IoU | main head: IoU | minutes |
+|---|---|---|---|---|---|
 """
 
 
@@ -74,21 +71,18 @@ def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def measured(config: TrainingConfig, folder: Path, data: Path | None) -> dict[str, Any]:
-    """Trains, goes on with what is there, and scores both heads."""
+    """Trains, or goes on with what is there, and scores."""
     started = time.monotonic()
     train(config, folder, resume=(folder / CHECKPOINT_NAME).exists())
     minutes = (time.monotonic() - started) / 60
     protocol = load_protocol(PROJECT / "models" / "places.toml", data)
+    model = folder / "model.onnx"
+    export(folder, model)
+    settings = run_benchmark(model, protocol, baselines=False).figures["settings"]
     found: dict[str, Any] = {"minutes": minutes}
-    for head, file in HEADS.items():
-        model = folder / "model.onnx"
-        export(folder / file, model)
-        settings = run_benchmark(model, protocol, baselines=False).figures["settings"]
-        for kind in ("own", "cross"):
-            rows = mean_over([setting for setting in settings if setting["kind"] == kind])
-            found[f"{head} {kind}"] = {
-                row["method"]: row["measures"] for row in rows if row["objective"] == "iou" and row["draws"] > 1
-            }
+    for kind in ("own", "cross"):
+        rows = mean_over([setting for setting in settings if setting["kind"] == kind])
+        found[kind] = {row["method"]: row["measures"] for row in rows if row["objective"] == "iou" and row["draws"] > 1}
     return found
 
 
@@ -97,14 +91,12 @@ def write_table(config: TrainingConfig, folders: list[Path]) -> None:
     lines = [PREAMBLE.format(steps=optimisation.steps, chips=optimisation.chips)]
     for folder in folders:
         figures = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
-        cells = [figures["name"]]
-        for head in HEADS:
-            own, cross = (measures_of("over-clustering", figures[f"{head} {kind}"]) for kind in ("own", "cross"))
-            mean, deviation = own["building_iou"]
-            cells.append(f"{mean:.3f} ± {deviation:.3f}")
-            cells += [f"{own['balanced_accuracy'][0]:.3f}", f"{cross['building_iou'][0]:.3f}"]
-        main_head = measures_of("main head", figures["prototypes own"])
-        cells += [f"{main_head['building_iou'][0]:.3f}", f"{figures['minutes']:.0f}"]
+        own, cross = (measures_of("over-clustering", figures[kind]) for kind in ("own", "cross"))
+        mean, deviation = own["building_iou"]
+        cells = [figures["name"], f"{mean:.3f} ± {deviation:.3f}", f"{own['balanced_accuracy'][0]:.3f}"]
+        main_head = measures_of("main head", figures["own"])
+        cells += [f"{measures['building_iou'][0]:.3f}" for measures in (cross, main_head)]
+        cells.append(f"{figures['minutes']:.0f}")
         lines.append(f"| {' | '.join(cells)} |\n")
     TABLE.write_text("".join(lines), encoding="utf-8")
 

@@ -64,8 +64,8 @@ class ObjectiveConfig:
         lambda_clusters, lambda_classes: weight of the marginal entropies in the loss of either head.
         main_head_trains_trunk: as published. Its few classes have no use for most of what tells clusters apart, and
             the trunk lets go of that; without it the main head only reads what the over-clustering head has taught.
-        cluster_head: `k_means` replaces the over-clustering head after the last step, see `prototypes`; `iic` keeps
-            the one that was trained.
+        cluster_head: `iic` is the over-clustering head as it was trained; `k_means` replaces it after the last step,
+            see `prototypes`.
         reconstruction_weight: of the mean squared error of the rebuilt normalised chip; 0 trains the plain objective.
         class_map_weight: of the same error, rebuilt from the over-clustering head's map alone, see `reconstruction`.
         normalised_cut_weight, normalised_cut_sigma: of the soft normalised cut of that map, and its sigma_I in
@@ -79,7 +79,7 @@ class ObjectiveConfig:
     lambda_clusters: float = 1.5
     lambda_classes: float = 1.5
     main_head_trains_trunk: bool = False
-    cluster_head: str = "k_means"
+    cluster_head: str = "iic"
     reconstruction_weight: float = 3.0
     class_map_weight: float = 0.0
     normalised_cut_weight: float = 0.0

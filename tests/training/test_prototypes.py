@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from qgis_iic.training.config import load_config
 from qgis_iic.training.imagery import ChipSampler, Scene
 from qgis_iic.training.objective import Objective
 from qgis_iic.training.prototypes import fit_prototypes
+from qgis_iic.training.train import train
 from tests.training.scenes import village, write_config
 
 MOMENTS = ((100.0, 110.0, 120.0), (60.0, 40.0, 60.0))
@@ -84,8 +86,12 @@ def test_the_seed_decides_and_the_mode_stays(objective: Objective, sampler: Chip
     assert not torch.allclose(heads[0], heads[2])
 
 
-def test_a_run_ends_with_prototypes(run_folder: Path) -> None:
-    last, best = load_checkpoint(run_folder), load_best(run_folder)
+def test_a_run_ends_with_prototypes_where_asked(village_folder: Path, run_folder: Path, tmp_path: Path) -> None:
+    config = load_config(village_folder / "tiny.toml")
+    train(replace(config, objective=replace(config.objective, cluster_head="k_means")), tmp_path / "run")
+    last, best = load_checkpoint(tmp_path / "run"), load_best(tmp_path / "run")
+    trained = load_checkpoint(run_folder)
+    assert torch.equal(last.network["cluster_head.weight"], trained.network["cluster_head.weight"])
     assert not torch.equal(last.network["cluster_head.weight"], best.network["cluster_head.weight"])
     assert (last.step, best.step) == (4, 4)
     assert torch.equal(last.network["trunk.0.weight"], best.network["trunk.0.weight"])

@@ -13,7 +13,6 @@ import torch
 
 from qgis_iic.protocol.errors import JobInvalid, ModelInvalid, ModelNotFound, OutputNotWritable, TrainingCollapsed
 from qgis_iic.training.checkpoint import (
-    BEST_NAME,
     CHECKPOINT_NAME,
     load_best,
     load_checkpoint,
@@ -166,7 +165,7 @@ def test_without_improvement_training_stops(
 
 def test_nothing_held_out_decides_nothing(village_folder: Path, tmp_path: Path) -> None:
     train(with_held_out(load_config(village_folder / "tiny.toml"), steps=2, share=0.0), tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [BEST_NAME, CHECKPOINT_NAME, LOG_NAME]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [CHECKPOINT_NAME, LOG_NAME]
     assert load_best(tmp_path / "run").step == 2
 
 
