@@ -71,7 +71,8 @@ def _training(metadata: ModelMetadata) -> str:
     lines = [
         f"- {training['steps']} steps of {optimisation['chips']} pairs of {side} x {side} pixels in "
         f"{training['seconds'] / 60:.0f} minutes, seed {training['seed']}, Adam {optimisation['learning_rate']}. "
-        "The last step is the model: neither it nor the seed was chosen by labels.",
+        "The model is the state with the least loss on held-out ground; no label chose that, nor the seed. "
+        "How many steps there are is a setting, and settings were compared with labels of the places below.",
         f"- Width {network['width']} of the published network, dilations {_numbers(network['dilations'])}.",
         f"- Displacements up to {objective['displacement']} pixels at half resolution, "
         f"{objective['displacements_per_step']} a step; lambda {objective['lambda_clusters']} (over-clustering) and "

@@ -1,8 +1,8 @@
 """The over-clustering head as prototypes, where a run asks for it: k-means of what the heads of a trained trunk see.
 
 The head that the joint trains settles on the clusters that two views agree on most easily. Clustering the trained
-features once more uses all that they know (as DeepCluster does, Caron et al. 2018, there after every epoch). The nearest
-centre is an argmax over affine functions, so the result is a head like any other:
+features once more uses all that they know (as DeepCluster does, Caron et al. 2018, there after every epoch). The
+nearest centre is an argmax over affine functions, so the result is a head like any other:
 
     argmin_k |z - c_k|^2 = argmax_k (2 c_k . z - |c_k|^2),    z the features at zero mean and unit deviation.
 """
