@@ -147,15 +147,11 @@ def evaluate(
         raise LabelsInvalid(f"{setting.name} holds no labelled pixel to score on where the imagery has data.")
     mappings = _mappings(setting, metadata)
     found = {name: [np.isin(region.clusters, chosen) for region in setting.score] for name, chosen in mappings.items()}
-    rows = [_row("all background", "", [ground.measures(nothing)])]
-    if FILE in found:
-        rows.append(_row("IIC clusters, mapping of the file", "", [ground.measures(found[FILE])]))
-    if metadata.decision == "probability":
-        by_head = [region.probability >= LEAST_BUILDING_PROBABILITY for region in setting.score]
-        rows.append(_row("building head of the file", "", [ground.measures(by_head)]))
+    rows = [
+        _row("all background", "", [ground.measures(nothing)]),
+        *_undrawn_rows(setting, metadata, found, ground),
+    ]
     if setting.match:
-        head = f"IIC over-clustering head ({metadata.clusters}), all labels"
-        rows += [_row(head, objective, [ground.measures(found[objective])]) for objective in OBJECTIVES]
         drawn = [draw_labels(setting.match, draws, seed) for seed in range(draws.count)]
         for planes in _clusterings(setting, metadata, baselines):
             rows += _matched_rows(planes, drawn, ground)
@@ -174,6 +170,21 @@ def evaluate(
         },
         "clusters": cluster_table(setting.match or setting.score, metadata.clusters, mappings),
     }
+
+
+def _undrawn_rows(
+    setting: Setting, metadata: ModelMetadata, found: Mapping[str, Sequence[Prediction]], ground: Ground
+) -> Iterator[dict[str, Any]]:
+    """Of the file's own mapping and head, and of the mappings by all labels; `found` has the masks of each mapping."""
+    if FILE in found:
+        yield _row("IIC clusters, mapping of the file", "", [ground.measures(found[FILE])])
+    if metadata.decision == "probability":
+        by_head = [region.probability >= LEAST_BUILDING_PROBABILITY for region in setting.score]
+        yield _row("building head of the file", "", [ground.measures(by_head)])
+    for objective in OBJECTIVES:
+        if objective in found:
+            head = f"IIC over-clustering head ({metadata.clusters}), all labels"
+            yield _row(head, objective, [ground.measures(found[objective])])
 
 
 def _mappings(setting: Setting, metadata: ModelMetadata) -> dict[str, tuple[int, ...]]:

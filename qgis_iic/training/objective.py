@@ -38,13 +38,11 @@ class Outcome(NamedTuple):
         loss: scalar, with its gradient.
         measures: what the log says of the batch.
         mutual_information: of the over-clustering head's two views at displacement (0, 0), in nats.
-        features: of the first views, float32 [N, C, h, w], with their gradient.
     """
 
     loss: Tensor
     measures: dict[str, float]
     mutual_information: float
-    features: Tensor
 
 
 class Objective(nn.Module):
@@ -120,7 +118,7 @@ class Objective(nn.Module):
         for name, weight, term in self._terms(heads.clusters[: len(views.first)].float(), views, chips.valid):
             total = total + weight * term
             measures[name] = term.item()
-        return Outcome(total, measures, statistics.mutual_information, features1)
+        return Outcome(total, measures, statistics.mutual_information)
 
     def _terms(self, logits: Tensor, views: _Views, valid: Tensor) -> Iterator[tuple[str, float, Tensor]]:
         """Name, weight and value of what else the over-clustering map of the first views is trained for."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from qgis_iic.training.config import load_config
+from qgis_iic.training.export import export
 from qgis_iic.training.train import train
 from tests.training.scenes import write_config, write_village
 
@@ -33,3 +34,11 @@ def run_folder(village_folder: Path, _one_thread: None) -> Path:
     run = village_folder / "run"
     train(load_config(village_folder / "tiny.toml"), run)
     return run
+
+
+@pytest.fixture(scope="session")
+def exported(run_folder: Path) -> Path:
+    """The model file of that run, not matched; to be read only."""
+    path = run_folder.parent / "tiny.onnx"
+    export(run_folder, path)
+    return path

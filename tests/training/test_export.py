@@ -15,7 +15,7 @@ from qgis_iic.training.checkpoint import load_best, restore_network
 from qgis_iic.training.export import build_model, check_parity, export, fold, run_logits
 from qgis_iic.training.model_file import read_model, weights_checksum
 from qgis_iic.training.network import IICNetwork, predict_logits
-from qgis_iic.training.preprocessing import sobel
+from tests.training.networks import untrained_network
 
 MEAN, STD = np.array([110.0, 120.0, 90.0], np.float32), np.array([50.0, 40.0, 45.0], np.float32)
 MOMENTS = (tuple(MEAN.tolist()), tuple(STD.tolist()))
@@ -24,28 +24,12 @@ SHAPES = [(1, 64, 64), (3, 20, 34), (5, 2, 8), (2, 130, 66)]
 
 @pytest.fixture(scope="module", params=["plain", "multi-layer", "sobel", "multi-layer sobel"])
 def network(request: pytest.FixtureRequest) -> IICNetwork:
-    """Untrained, with running moments and biases that a fault of the folding would show in."""
-    torch.manual_seed(0)
-    front = sobel(("red", "green", "blue")) if "sobel" in request.param else None
-    many = "multi-layer" in request.param
-    made = IICNetwork(3, 0.125, (1, 1, 2, 2, 2, 2), clusters=7, classes=3, multi_layer=many, front=front)
-    for parameter in made.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    for _ in range(5):
-        made(torch.randn(2, 3, 32, 32) * 2 + 1)
-    return made.eval()
+    return untrained_network(request.param)
 
 
 @pytest.fixture(scope="module")
 def model(network: IICNetwork) -> onnx.ModelProto:
     return build_model(network, MOMENTS)
-
-
-@pytest.fixture(scope="module")
-def exported(run_folder: Path) -> Path:
-    path = run_folder.parent / "tiny.onnx"
-    export(run_folder, path)
-    return path
 
 
 def pixels(shape: tuple[int, int, int]) -> np.ndarray:

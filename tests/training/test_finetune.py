@@ -14,7 +14,6 @@ from shapely.geometry import Point
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid, OutputExists, OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
-from qgis_iic.training.export import export
 from qgis_iic.training.few_labels import compare_learners, score, table
 from qgis_iic.training.finetune import fine_tune, fine_tune_file, read_network, supervised_loss
 from qgis_iic.training.labelled_chips import CHIP_SIZE, LabelledSampler, read_blocks
@@ -35,11 +34,9 @@ def _ticking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qgis_iic.training.finetune.time", SimpleNamespace(monotonic=lambda: next(seconds)))
 
 
-@pytest.fixture(scope="module")
-def model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("finetune") / "tiny.onnx"
-    export(run_folder, path)
-    return path
+@pytest.fixture
+def model(exported: Path) -> Path:
+    return exported
 
 
 @pytest.fixture

@@ -16,22 +16,14 @@ from qgis_iic.training.export import build_model, export
 from qgis_iic.training.graph_network import GraphNetwork, TrainableConvolution, check_parity
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.network import IICNetwork
-from qgis_iic.training.preprocessing import sobel
+from tests.training.networks import untrained_network
 
 MOMENTS = ((110.0, 120.0, 90.0), (50.0, 40.0, 45.0))
 
 
 @pytest.fixture(scope="module", params=["plain", "multi-layer", "multi-layer sobel"])
 def original(request: pytest.FixtureRequest) -> IICNetwork:
-    torch.manual_seed(0)
-    front = sobel(("red", "green", "blue")) if "sobel" in request.param else None
-    many = "multi-layer" in request.param
-    made = IICNetwork(3, 0.125, (1, 1, 2, 2, 2, 2), clusters=7, classes=3, multi_layer=many, front=front)
-    for parameter in made.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    for _ in range(5):
-        made(torch.randn(2, 3, 32, 32) * 2 + 1)
-    return made.eval()
+    return untrained_network(request.param)
 
 
 @pytest.fixture(scope="module")

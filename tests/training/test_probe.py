@@ -11,18 +11,15 @@ from hypothesis import strategies as st
 
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.training.building_head import building_head
-from qgis_iic.training.export import export
 from qgis_iic.training.model_file import FEATURES, read_model, run_inner
 from qgis_iic.training.probe import best_threshold, fit_head, match_with_probe, measures, sample_features
 from qgis_iic.training.regions import RegionSource, read_region
 from tests.rasters import write_raster
 
 
-@pytest.fixture(scope="module")
-def model(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("probe") / "tiny.onnx"
-    export(run_folder, path)
-    return path
+@pytest.fixture
+def model(exported: Path) -> Path:
+    return exported
 
 
 @pytest.fixture
