@@ -43,7 +43,7 @@ _RESAMPLED_AT_ONCE = 4_000_000
 """Source pixels of a band that are held at once while a window is resampled."""
 
 _ALL_BUT_ROUNDING = 0.999
-"""Share of a resampled pixel that has to have data; the float32 weights add up to 1 but for rounding."""
+"""Share of a resampled pixel that has to lie in the raster; the float32 weights add up to 1 but for rounding."""
 
 
 class Raster:
@@ -334,9 +334,12 @@ class GridReader:
             rows = taps_between(window.row + start, window.row + stop, self.grid.scale[1], self.raster.height)
             source = Window.spanning(columns.start, rows.start, columns.stop, rows.stop)
             read, read_valid = self.raster.read(self.bands, source)
-            planes = np.concatenate([read, read_valid[None].astype(np.float32)])
-            sums = columns.apply(rows.apply(planes, axis=1), axis=2)
-            values[:, start:stop], valid[start:stop] = sums[:-1], sums[-1] > _ALL_BUT_ROUNDING
+            values[:, start:stop] = columns.apply(rows.apply(read, axis=1), axis=2)
+            # Counted rather than weighed: a corner of a pixel without data weighs less than rounding.
+            missing = (~read_valid)[None].astype(np.float32)
+            gaps = columns.touching().apply(rows.touching().apply(missing, axis=1), axis=2)[0]
+            inside = np.outer(rows.weights.sum(axis=1), columns.weights.sum(axis=1)) > _ALL_BUT_ROUNDING
+            valid[start:stop] = inside & (gaps == 0)
         return values, valid
 
     def _match_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

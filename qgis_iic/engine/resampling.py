@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+
+LEAST_OVERLAP = 1e-6
+"""Weight below which a source pixel only seems to be touched, by rounding of the positions."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class Taps:
     stop: int
     indices: NDArray[np.intp]
     weights: Floats
+
+    def touching(self) -> Taps:
+        """The same source pixels, each that has a say counted once."""
+        return replace(self, weights=(self.weights > LEAST_OVERLAP).astype(np.float32))
 
     def apply(self, planes: Floats, axis: int) -> Floats:
         """Resamples one axis of [planes, rows, columns], 1 or 2.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qgis_iic.engine.clock import Clock
@@ -99,6 +99,7 @@ def test_no_data_stays_no_data_and_nothing_else_does(folder: Path) -> None:
     st.integers(32, 120),
     st.sampled_from([0.3, 0.21, 0.77]),
 )
+@example([(59, 59, 1, 1)], 32, 0.77)  # touched by a hundredth of a pixel either way
 def test_there_is_an_answer_just_where_all_source_pixels_have_data(
     folder: Path, gaps: list[tuple[int, int, int, int]], tile_size: int, gsd: float
 ) -> None:
