@@ -14,8 +14,10 @@ import onnx
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
+from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
-from qgis_iic.training.labels import BACKGROUND, BUILDING, Labels
+from qgis_iic.training import probe
+from qgis_iic.training.labels import BUILDING, UNLABELLED, Labels
 from qgis_iic.training.model_file import FEATURES, run_inner
 from qgis_iic.training.network import STRIDE, IICNetwork
 from qgis_iic.training.regions import Region
@@ -177,33 +179,39 @@ def _sample(features: Floats, where: NDArray[np.bool_], count: int, random: np.r
     return features.reshape(len(features), -1)[:, chosen].T
 
 
-class LogisticClassifier:
-    """Logistic regression on features, fitted on labelled pixels.
+class LinearClassifier:
+    """Logistic regression on features, fitted to labelled pixels just as the building head is: see `probe.fit_head`.
 
     Args:
-        features: float32 [F, H, W] of each region.
-        labels: uint8 [H, W] of each region; pixels that are to be left out are unlabelled.
+        features: of each region.
+        labels: uint8 [H, W] of each region.
+        stride: pixels per feature along each axis.
         seed: of the sample.
+
+    Raises:
+        LabelsInvalid: there are no buildings, or nothing else.
     """
 
-    def __init__(self, features: Sequence[Floats], labels: Sequence[Labels], seed: int) -> None:
-        from sklearn.linear_model import LogisticRegression
-
+    def __init__(self, features: Sequence[Floats], labels: Sequence[Labels], stride: int, seed: int) -> None:
         random = np.random.default_rng(seed)
-        vectors, targets = [], []
-        for target in (BACKGROUND, BUILDING):
-            counts = [int((plane == target).sum()) for plane in labels]
-            total = sum(int((plane == BACKGROUND).sum() + (plane == BUILDING).sum()) for plane in labels)
-            for values, plane, count in zip(features, labels, counts, strict=True):
-                vectors.append(_sample(values, plane == target, -(-SAMPLE * count // total), random))
-                targets.append(np.full(len(vectors[-1]), target))
-        sample = np.concatenate(vectors)
-        self._scaling = _Scaling.of(sample)
-        model = LogisticRegression(max_iter=300).fit(self._scaling(sample), np.concatenate(targets))
-        self._weights, self._bias = model.coef_[0].astype(np.float32), float(model.intercept_[0])
+        coarse = [plane[::stride, ::stride] for plane in labels]
+        total = sum(int((plane != UNLABELLED).sum()) for plane in coarse)
+        vectors, targets, groups = [], [], []
+        for number, (values, plane) in enumerate(zip(features, coarse, strict=True)):
+            known = np.flatnonzero(plane != UNLABELLED)
+            chosen = random.choice(
+                known, min(len(known), -(-probe.SAMPLE * len(known) // max(total, 1))), replace=False
+            )
+            rows, cols = np.unravel_index(chosen, plane.shape)
+            vectors.append(values[:, rows, cols].T)
+            targets.append(plane[rows, cols] == BUILDING)
+            groups.append(probe.tile_numbers(number, rows * stride, cols * stride))
+        targets_of_all = np.concatenate(targets)
+        if targets_of_all.all() or not targets_of_all.any():
+            raise LabelsInvalid("A linear classifier needs labels of buildings and of other ground.")
+        self._head = probe.fit_head(np.concatenate(vectors), targets_of_all, np.concatenate(groups))
 
     def predict(self, features: Floats) -> NDArray[np.bool_]:
         """Building or not, bool [H, W]."""
-        scores = self._scaling(features.reshape(len(features), -1).T) @ self._weights + self._bias
-        found: NDArray[np.bool_] = (scores > 0).reshape(features.shape[1:])
+        found: NDArray[np.bool_] = np.tensordot(self._head.weight, features, axes=1) + self._head.bias > 0
         return found

@@ -21,7 +21,7 @@ from qgis_iic.training.baselines import (
     PIXELS,
     Features,
     KMeansClustering,
-    LogisticClassifier,
+    LinearClassifier,
     random_network,
 )
 from qgis_iic.training.draws import draw_labels
@@ -287,7 +287,7 @@ def _linear_row(
     step = features.stride
     measures = []
     for seed, labels in enumerate(drawn):
-        classifier = LogisticClassifier(match, [plane[::step, ::step] for plane in labels], seed)
+        classifier = LinearClassifier(match, labels, step, seed)
         found = [
             classifier.predict(values).repeat(step, axis=0).repeat(step, axis=1)[: target.shape[0], : target.shape[1]]
             for values, target in zip(score, ground.labels, strict=True)

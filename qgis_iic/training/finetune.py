@@ -32,7 +32,7 @@ from qgis_iic.training.building_head import BuildingHead, with_building_head, wi
 from qgis_iic.training.graph_network import GraphNetwork, check_parity
 from qgis_iic.training.iic_loss import iic_loss, random_displacements
 from qgis_iic.training.imagery import Chips, ChipSampler
-from qgis_iic.training.labelled_chips import CHIP_SIZE, Block, LabelledSampler, read_blocks
+from qgis_iic.training.labelled_chips import CHIP_SIZE, Block, LabelledSampler, read_blocks, whole
 from qgis_iic.training.labels import BUILDING, UNLABELLED
 from qgis_iic.training.model_file import read_model, write_model
 from qgis_iic.training.network import STRIDE, upsample
@@ -44,12 +44,12 @@ from qgis_iic.training.pairs import (
     jitter_colours,
     random_symmetries,
 )
-from qgis_iic.training.probe import SAMPLE, fit_head, matched, measures, sample_features
+from qgis_iic.training.probe import SAMPLE, fit_head, matched, measures, sample_features, tile_numbers
 from qgis_iic.training.regions import RegionSource
 
 LEARNING_RATE = 1e-3
 LABELLED_CHIPS, UNLABELLED_CHIPS = 8, 4
-SETTLING_CHIPS, PROBE_BATCHES = 16, 4
+SETTLING_CHIPS = 16
 JITTER = 0.2
 IIC_WEIGHT = 0.1
 DISPLACEMENT, DISPLACEMENTS = 4, 12
@@ -130,7 +130,7 @@ def build_tuned_model(
     """
     plain, metadata = matched(network.written_into(model), metadata, sources, "iou")
     head = network.building_head()
-    vectors, targets = sample_features(plain, metadata, sources, seed=0)
+    vectors, targets, _ = sample_features(plain, metadata, sources, seed=0)
     record = {"kind": "fine-tuned", **measures(head, vectors, targets)}
     metadata = replace(metadata, matching={**metadata.matching, "head": record})
     made, metadata = with_building_head(plain, metadata, head)
@@ -167,7 +167,7 @@ def fine_tune(
     labelled = LabelledSampler(blocks)
     unlabelled = ChipSampler([block.scene for block in blocks], CHIP_SIZE, LEAST_USABLE) if iic_weight > 0 else None
     network.settle(views.plain(labelled.draw(SETTLING_CHIPS, random).chips))
-    network.set_building_head(_probe(network, labelled, views, random))
+    network.set_building_head(_probe(network, blocks, views, random))
 
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=LEARNING_RATE)
@@ -258,16 +258,18 @@ def _iic(
 
 
 @torch.no_grad()
-def _probe(
-    network: GraphNetwork, labelled: LabelledSampler, views: _Views, random: np.random.Generator
-) -> BuildingHead:
-    """The head that is best while the features stay as they are, fitted on chips around the labels."""
-    vectors, targets = [], []
-    for _ in range(PROBE_BATCHES):
-        chips, labels = labelled.draw(LABELLED_CHIPS, random)
-        features = network.features(views.plain(chips))
-        known = torch.nonzero(labels != UNLABELLED).numpy()
-        chip, row, col = random.permutation(known)[: SAMPLE // PROBE_BATCHES].T
-        vectors.append(features.numpy()[chip, :, row // STRIDE, col // STRIDE])
-        targets.append(labels.numpy()[chip, row, col] == BUILDING)
-    return fit_head(np.concatenate(vectors), np.concatenate(targets), seed=0)
+def _probe(network: GraphNetwork, blocks: Sequence[Block], views: _Views, random: np.random.Generator) -> BuildingHead:
+    """The head that is best while the features stay as they are; `network` is in evaluation mode."""
+    known = [np.argwhere(block.labels[block.core] != UNLABELLED) for block in blocks]
+    share = SAMPLE / sum(map(len, known))
+    vectors, targets, groups = [], [], []
+    for number, (block, places) in enumerate(zip(blocks, known, strict=True)):
+        if len(places) == 0:
+            continue
+        chosen = random.choice(places, min(len(places), math.ceil(share * len(places))), replace=False)
+        rows, cols = (chosen + [side.start for side in block.core]).T
+        features = network.features(views.plain(whole(block)))[0].numpy()
+        vectors.append(features[:, rows // STRIDE, cols // STRIDE].T)
+        targets.append(block.labels[rows, cols] == BUILDING)
+        groups.append(tile_numbers(number, rows, cols))
+    return fit_head(np.concatenate(vectors), np.concatenate(targets), np.concatenate(groups))

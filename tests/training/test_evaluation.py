@@ -14,7 +14,7 @@ from qgis_iic.training.baselines import (
     PIXELS,
     Features,
     KMeansClustering,
-    LogisticClassifier,
+    LinearClassifier,
     random_network,
     trunk_features,
 )
@@ -254,6 +254,6 @@ def test_the_random_network_follows_its_seed_and_fits_odd_sizes() -> None:
 def test_logistic_regression_learns_from_labelled_pixels_only() -> None:
     plain = region()
     labels = np.where(np.arange(128)[:, None] < 64, plain.labels, 255).astype(np.uint8)
-    classifier = LogisticClassifier([PIXELS.compute(plain)], [labels], seed=0)
+    classifier = LinearClassifier([PIXELS.compute(plain)], [labels], stride=1, seed=0)
     found = classifier.predict(PIXELS.compute(plain))
     assert confusion([found], [plain.labels]).measures()["building_iou"] > 0.95

@@ -53,9 +53,10 @@ def test_a_probe_can_be_fitted_again(model: Path, source: RegionSource, tmp_path
 
 def test_features_do_not_depend_on_the_tiles(model: Path, source: RegionSource) -> None:
     proto, metadata = read_model(model)
-    whole, targets = sample_features(proto, metadata, [source], seed=0)
-    tiled, again = sample_features(proto, replace(metadata, tile_size=64), [source], seed=0)
+    whole, targets, groups = sample_features(proto, metadata, [source], seed=0)
+    tiled, again, _ = sample_features(proto, replace(metadata, tile_size=64), [source], seed=0)
     assert len(whole) > 1000
+    assert len(np.unique(groups)) == 9  # 160 pixels are three tiles of 64 along each side
 
     def sortable(vectors: np.ndarray, known: np.ndarray) -> np.ndarray:
         table = np.column_stack([vectors.round(3), known])
@@ -80,10 +81,30 @@ def test_scales_of_the_features_do_not_matter() -> None:
     vectors = random.standard_normal((2000, 4)).astype(np.float32)
     targets = vectors @ np.array([1, -2, 0, 0.5]) + 0.3 > 0
     scales = np.array([1e-3, 1, 50, 1e3], np.float32)
-    plain, scaled = fit_head(vectors, targets, 0), fit_head(vectors * scales + 7 * scales, targets, 0)
+    groups = np.arange(2000) // 100
+    plain, scaled = (fit_head(each, targets, groups) for each in (vectors, vectors * scales + 7 * scales))
     np.testing.assert_allclose(scaled.weight * scales, plain.weight, rtol=1e-2, atol=1e-2)
     assert measures(plain, vectors, targets)["iou"] > 0.97
     assert measures(scaled, vectors * scales + 7 * scales, targets)["iou"] > 0.97
+
+
+def test_weights_are_held_back_where_tiles_say_other_things_than_their_pixels() -> None:
+    """Each tile has a look of its own, which tells its pixels apart and nothing of other tiles'."""
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(24), 50)
+    targets = random.random(len(groups)) < 0.3 + 0.4 * (groups % 2)
+    looks = random.standard_normal((24, 40))
+    vectors = np.column_stack([targets + random.normal(0, 1.5, len(groups)), looks[groups] + 0.01]).astype(np.float32)
+    by_tile = fit_head(vectors, targets, groups)
+    by_pixel = fit_head(vectors, targets, np.arange(len(groups)))
+    assert np.abs(by_tile.weight[1:]).sum() < np.abs(by_pixel.weight[1:]).sum() / 2
+
+
+def test_too_few_tiles_to_leave_some_out_still_make_a_head() -> None:
+    random = np.random.default_rng(0)
+    targets = np.arange(200) % 2 == 0
+    vectors = (targets[:, None] + random.normal(0, 0.2, (200, 3))).astype(np.float32)
+    assert measures(fit_head(vectors, targets, np.zeros(200, np.int64)), vectors, targets)["iou"] > 0.95
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_size=12))
