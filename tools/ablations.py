@@ -32,12 +32,11 @@ PREAMBLE = """# Ablations
 
 Each row is a run of `models/iic_rgb.toml` with one thing changed, cut down to {steps} steps of {chips} chips
 (`models/ablations.toml`); made by `tools/ablations.py`. Figures are building IoU and balanced accuracy of the
-over-clustering head, matched for IoU on 50 tiles, 5 draws: on average over the places of `models/places.toml` on other
-ground of the same place, and across places; and IoU of the main head. One seed: differences of a point or two are
-noise.
+over-clustering head, matched for IoU on 50 tiles, 5 draws, and IoU of the main head: on average over the places of
+`models/settings.toml`, nothing of which `models/places.toml` scores. One seed: differences of a point or two are noise.
 
-| run | IoU | balanced accuracy | across: IoU | main head: IoU | minutes |
-|---|---|---|---|---|---|
+| run | IoU | balanced accuracy | main head: IoU | minutes |
+|---|---|---|---|---|
 """
 
 
@@ -75,15 +74,13 @@ def measured(config: TrainingConfig, folder: Path, data: Path | None) -> dict[st
     started = time.monotonic()
     train(config, folder, resume=(folder / CHECKPOINT_NAME).exists())
     minutes = (time.monotonic() - started) / 60
-    protocol = load_protocol(PROJECT / "models" / "places.toml", data)
+    protocol = load_protocol(PROJECT / "models" / "settings.toml", data)
     model = folder / "model.onnx"
     export(folder, model)
     settings = run_benchmark(model, protocol, baselines=False).figures["settings"]
-    found: dict[str, Any] = {"minutes": minutes}
-    for kind in ("own", "cross"):
-        rows = mean_over([setting for setting in settings if setting["kind"] == kind])
-        found[kind] = {row["method"]: row["measures"] for row in rows if row["objective"] == "iou" and row["draws"] > 1}
-    return found
+    rows = mean_over(settings)
+    heads = {row["method"]: row["measures"] for row in rows if row["objective"] == "iou" and row["draws"] > 1}
+    return {"minutes": minutes, "heads": heads}
 
 
 def write_table(config: TrainingConfig, folders: list[Path]) -> None:
@@ -91,11 +88,10 @@ def write_table(config: TrainingConfig, folders: list[Path]) -> None:
     lines = [PREAMBLE.format(steps=optimisation.steps, chips=optimisation.chips)]
     for folder in folders:
         figures = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
-        own, cross = (measures_of("over-clustering", figures[kind]) for kind in ("own", "cross"))
-        mean, deviation = own["building_iou"]
-        cells = [figures["name"], f"{mean:.3f} ± {deviation:.3f}", f"{own['balanced_accuracy'][0]:.3f}"]
-        main_head = measures_of("main head", figures["own"])
-        cells += [f"{measures['building_iou'][0]:.3f}" for measures in (cross, main_head)]
+        clusters, classes = (measures_of(part, figures["heads"]) for part in ("over-clustering", "main head"))
+        mean, deviation = clusters["building_iou"]
+        cells = [figures["name"], f"{mean:.3f} ± {deviation:.3f}", f"{clusters['balanced_accuracy'][0]:.3f}"]
+        cells.append(f"{classes['building_iou'][0]:.3f}")
         cells.append(f"{figures['minutes']:.0f}")
         lines.append(f"| {' | '.join(cells)} |\n")
     TABLE.write_text("".join(lines), encoding="utf-8")

@@ -24,7 +24,7 @@ from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import without_building_head
 from qgis_iic.training.draws import Units, label_units
 from qgis_iic.training.evaluation import confusion
-from qgis_iic.training.finetune import IIC_WEIGHT, build_tuned_model, fine_tune, read_network
+from qgis_iic.training.finetune import FINE_TUNING, FROM_SCRATCH, Recipe, build_tuned_model, fine_tune, read_network
 from qgis_iic.training.labelled_chips import read_blocks
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
 from qgis_iic.training.model_file import read_model, write_model
@@ -82,9 +82,9 @@ def compare_learners(
             tell(f"{name}: probe")
             match_with_probe(model, sources, "iou", written)
             yield Outcome(name, share, "linear probe, frozen trunk", 0, score(written, place.score))
-            for learner, iic_weight in (("fine-tuned", IIC_WEIGHT), ("from scratch", 0.0)):
+            for learner, recipe in (("fine-tuned", FINE_TUNING), ("from scratch", FROM_SCRATCH)):
                 tell(f"{name}: {learner}")
-                steps = _train(plain, metadata, sources, minutes, iic_weight, seed, written)
+                steps = _train(plain, metadata, sources, minutes, recipe, seed, written)
                 yield Outcome(name, share, learner, steps, score(written, place.score))
 
 
@@ -93,18 +93,18 @@ def _train(
     metadata: ModelMetadata,
     sources: Sequence[RegionSource],
     minutes: float,
-    iic_weight: float,
+    recipe: Recipe,
     seed: int,
     written: Path,
 ) -> int:
-    """Writes a trained model, from random weights where there is no IIC term; returns its steps."""
+    """Writes a trained model and returns its steps."""
     network = read_network(model, metadata)
-    if iic_weight == 0:
+    if recipe is FROM_SCRATCH:
         torch.manual_seed(seed)
         network.randomise()
     random = np.random.default_rng(seed)
     blocks = [block for source in sources for block in read_blocks(source, metadata, random)]
-    steps = fine_tune(network, blocks, metadata, minutes, iic_weight, seed)
+    steps = fine_tune(network, blocks, metadata, minutes, recipe, seed)
     write_model(*build_tuned_model(network, model, metadata, sources), written)
     return steps
 

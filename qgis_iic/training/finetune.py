@@ -6,8 +6,8 @@ The building head is first fitted on the features as they are (`probe`); then al
     + weight * IIC                                 over both heads, on chips of the same ground, labelled or not,
 
 the second term being one minus the soft intersection over union, which counts where buildings are few. Chips come in
-any of the eight symmetries and in other light. The rate falls to zero within the given time, so that the last step is
-the model: no label is held back.
+any of the eight symmetries and in other light. Batch normalisation keeps the moments that it begins with. The rate
+falls to zero within the given time, so that the last step is the model: no label is held back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,11 +47,9 @@ from qgis_iic.training.pairs import (
 from qgis_iic.training.probe import SAMPLE, fit_head, matched, measures, sample_features, tile_numbers
 from qgis_iic.training.regions import RegionSource
 
-LEARNING_RATE = 1e-3
-LABELLED_CHIPS, UNLABELLED_CHIPS = 8, 4
+LABELLED_CHIPS, UNLABELLED_CHIPS = 8, 2
 SETTLING_CHIPS = 16
-JITTER = 0.2
-IIC_WEIGHT = 0.1
+JITTER = 0.3
 DISPLACEMENT, DISPLACEMENTS = 4, 12
 LAMBDA = 1.5
 LEAST_USABLE = 0.25
@@ -59,6 +57,27 @@ SMOOTHING = 0.9
 """Share of the past in the intersection over union that is reported."""
 
 Report = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How weights are trained with labels.
+
+    Attributes:
+        learning_rate: of Adam at the first step.
+        iic_weight: 0 leaves the term and its chips out.
+        batch_statistics: whether batch normalisation follows the batches. A few labels are not like the ground at
+            large, and a trained network does better with the moments that it begins with; random weights need them.
+    """
+
+    learning_rate: float
+    iic_weight: float
+    batch_statistics: bool
+
+
+FINE_TUNING = Recipe(learning_rate=3e-4, iic_weight=0.1, batch_statistics=False)
+FROM_SCRATCH = Recipe(learning_rate=1e-3, iic_weight=0.0, batch_statistics=True)
+"""Plain supervision of random weights, for comparison."""
 
 
 def fine_tune_file(
@@ -96,7 +115,7 @@ def fine_tune_file(
         "labels": [source.to_record() for source in sources],
         "minutes": minutes,
         "steps": steps,
-        "iic_weight": IIC_WEIGHT,
+        "iic_weight": FINE_TUNING.iic_weight,
     }
     trained = replace(metadata, training={**metadata.training, "fine_tuning": record}, metrics={})
     made, tuned = build_tuned_model(network, plain, trained, sources)
@@ -143,7 +162,7 @@ def fine_tune(
     blocks: Sequence[Block],
     metadata: ModelMetadata,
     minutes: float,
-    iic_weight: float = IIC_WEIGHT,
+    recipe: Recipe = FINE_TUNING,
     seed: int = 0,
     report: Report = lambda step, measures: None,
 ) -> int:
@@ -154,7 +173,7 @@ def fine_tune(
         blocks: ground with labels and without.
         metadata: of the model.
         minutes: of training, the first fit of the head not counted.
-        iic_weight: 0 leaves the term and its chips out, for comparison with plain supervision.
+        recipe: for the weights that it has.
         seed: of chips, views and displacements.
         report: called after every step with its number, `loss`, `iou` (of the latest batches' labels) and
             `seconds_left`.
@@ -165,17 +184,19 @@ def fine_tune(
     random = np.random.default_rng(seed)
     views = _Views(metadata, random)
     labelled = LabelledSampler(blocks)
-    unlabelled = ChipSampler([block.scene for block in blocks], CHIP_SIZE, LEAST_USABLE) if iic_weight > 0 else None
+    unlabelled = (
+        ChipSampler([block.scene for block in blocks], CHIP_SIZE, LEAST_USABLE) if recipe.iic_weight > 0 else None
+    )
     network.settle(views.plain(labelled.draw(SETTLING_CHIPS, random).chips))
     network.set_building_head(_probe(network, blocks, views, random))
 
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.Adam(parameters, lr=LEARNING_RATE)
+    optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate)
     step, iou = 0, math.nan
-    network.train()
+    network.train(recipe.batch_statistics)
     begun = time.monotonic()
     while (done := (time.monotonic() - begun) / (60 * minutes)) < 1:
-        optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * done)) / 2
+        optimiser.param_groups[0]["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * done)) / 2
         chips, labels = labelled.draw(LABELLED_CHIPS, random)
         view = views.random(chips)
         targets = apply_each(view.symmetries, labels)
@@ -184,11 +205,10 @@ def fine_tune(
             pairs = unlabelled.draw(UNLABELLED_CHIPS, random)
             first, second = views.random(pairs), views.random(pairs)
             images += [first.image, second.image]
-        # One batch: all chips share the statistics of batch normalisation.
         features = network.features(torch.cat(images).contiguous(memory_format=torch.channels_last))
         loss, found = supervised_loss(upsample(network.building(features[:LABELLED_CHIPS]))[:, 0], targets)
         if unlabelled is not None:
-            loss = loss + iic_weight * _iic(network, features[LABELLED_CHIPS:], pairs, first, second, random)
+            loss = loss + recipe.iic_weight * _iic(network, features[LABELLED_CHIPS:], pairs, first, second, random)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

@@ -72,8 +72,11 @@ def _training(metadata: ModelMetadata) -> str:
         f"- {training['steps']} steps of {optimisation['chips']} pairs of {side} x {side} pixels in "
         f"{training['seconds'] / 60:.0f} minutes, seed {training['seed']}, Adam {optimisation['learning_rate']}. "
         "The model is the state with the least loss on held-out ground; no label chose that, nor the seed. "
-        "How many steps there are is a setting, and settings were compared with labels of the places below.",
-        f"- Width {network['width']} of the published network, dilations {_numbers(network['dilations'])}.",
+        "Settings, such as the number of steps, were compared with labels; the recipe's first ones (width, rate, "
+        "clusters, reconstruction) with an eye on what is scored below, later ones on models/settings.toml alone.",
+        f"- Width {network['width']} of the published network, dilations {_numbers(network['dilations'])}"
+        + ("; the heads see several layers and the image's local moments" if network["multi_layer"] else "")
+        + ("; k-means of the features for an over-clustering head." if objective["cluster_head"] == "k_means" else "."),
         f"- Displacements up to {objective['displacement']} pixels at half resolution, "
         f"{objective['displacements_per_step']} a step; lambda {objective['lambda_clusters']} (over-clustering) and "
         f"{objective['lambda_classes']} (main head); reconstruction weight {objective['reconstruction_weight']}.",
@@ -146,6 +149,8 @@ def _regenerate(metadata: ModelMetadata, file_name: str) -> str:
         how = f"--building {','.join(map(str, metadata.building_clusters or ()))}"
     else:
         how = f"--places models/places.toml --objective {objective}"
+        if metadata.matching.get("head", {}).get("kind") == "probe":
+            how += " --head probe"
     return "\n".join(
         [
             "## How to make it again",

@@ -15,7 +15,15 @@ from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid, OutputExists, OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.few_labels import compare_learners, score, table
-from qgis_iic.training.finetune import fine_tune, fine_tune_file, read_network, supervised_loss
+from qgis_iic.training.finetune import (
+    FINE_TUNING,
+    FROM_SCRATCH,
+    Recipe,
+    fine_tune,
+    fine_tune_file,
+    read_network,
+    supervised_loss,
+)
 from qgis_iic.training.labelled_chips import CHIP_SIZE, LabelledSampler, read_blocks
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED
 from qgis_iic.training.model_file import read_model, weights_checksum
@@ -106,10 +114,8 @@ def test_the_supervised_loss_by_hand() -> None:
     assert iou == 0.5
 
 
-@pytest.mark.parametrize("iic_weight", [0.1, 0.0])
-def test_training_lowers_the_loss(
-    model: Path, source: RegionSource, metadata: ModelMetadata, iic_weight: float
-) -> None:
+@pytest.mark.parametrize("recipe", [FINE_TUNING, FROM_SCRATCH])
+def test_training_lowers_the_loss(model: Path, source: RegionSource, metadata: ModelMetadata, recipe: Recipe) -> None:
     network = read_network(read_model(model)[0], metadata)
     torch.manual_seed(0)
     network.randomise()
@@ -119,13 +125,15 @@ def test_training_lowers_the_loss(
         read_blocks(source, metadata, random()),
         metadata,
         MINUTES,
-        iic_weight,
+        recipe,
         report=lambda step, measures: seen.append(measures),
     )
     assert steps == len(seen) == STEPS
     assert seen[-1]["loss"] < seen[0]["loss"]
     assert 0 <= seen[-1]["seconds_left"] <= 60 * MINUTES
     assert not network.training
+    followed = [int(layer.normalisation.num_batches_tracked) for layer in network.trainable()]
+    assert followed == [STEPS if recipe.batch_statistics else 0] * len(followed)
 
 
 def test_the_result_is_an_ordinary_model(model: Path, source: RegionSource, tmp_path: Path) -> None:

@@ -91,6 +91,18 @@ def test_the_protocol_in_the_repository_names_files_that_exist(project_folder: P
         assert not set(place.match) & set(place.score)
 
 
+@pytest.mark.realdata
+def test_settings_are_chosen_on_ground_that_is_matched_on(project_folder: Path, data_folder: Path) -> None:
+    benchmark = load_protocol(project_folder / "models" / "places.toml", data_folder)
+    matched = {source.imagery: source.window for place in benchmark.places for source in place.match}
+    scored = {source.imagery for place in benchmark.places if place.name == "Rio" for source in place.score}
+    for place in load_protocol(project_folder / "models" / "settings.toml", data_folder).places:
+        for source in (*place.match, *place.score):
+            window = matched[source.imagery]
+            assert window is None or window.intersection(source.window) == source.window
+            assert source.imagery not in scored
+
+
 def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) -> None:
     model = tmp_path / "tiny.onnx"
     export(run_folder, model)
