@@ -29,7 +29,7 @@ from qgis_iic.training.model_file import FEATURES, open_inner, read_model, write
 from qgis_iic.training.regions import RegionSource, labelled_plan
 
 SAMPLE = 12_000
-ITERATIONS = 300
+ITERATIONS = 50
 GROUP_SIZE = 64
 """Side in pixels of the tiles that are left out together, 19 m at 0.3 m: a house with its yard."""
 FOLDS = 4
@@ -143,7 +143,8 @@ def fit_head(vectors: Vectors, targets: Targets, groups: Groups) -> BuildingHead
 def _logistic(strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=strength, max_iter=ITERATIONS)
+    # Far fewer features than pixels: a handful of Newton steps takes a tenth of the time of L-BFGS.
+    return LogisticRegression(C=strength, solver="newton-cholesky", max_iter=ITERATIONS)
 
 
 def _folds(targets: Targets, groups: Groups) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
