@@ -13,13 +13,17 @@ from qgis_iic.cli.run import PATH, named_errors
 @named_errors
 @click.argument("run", metavar="RUN_OR_CHECKPOINT", type=PATH)
 @click.option("--output", type=PATH, required=True, help="ONNX file to write; one that exists is replaced.")
-def command(run: Path, output: Path) -> None:
+@click.option("--card", type=PATH, help="Markdown card of the model; `iic evaluate` makes one with figures.")
+def command(run: Path, output: Path, card: Path | None) -> None:
     """Writes the model of a run as a self-describing fp32 ONNX file that takes raw pixels.
 
     The graph is compared with the network before it is written. Its clusters are not matched to buildings yet: that is
     what `iic match` does with a few labels.
     """
     from qgis_iic.training.export import export
+    from qgis_iic.training.model_card import model_card
 
     metadata = export(run, output)
+    if card is not None:
+        card.write_text(model_card(metadata, output.name), encoding="utf-8")
     click.echo(f"Model: {output}, {metadata.clusters} clusters, {metadata.training['steps']} steps, not matched yet")

@@ -202,6 +202,7 @@ class TrainingConfig:
         bands: names, in input order.
         gsd: ground sampling distance that all imagery is brought to, in metres.
         gsd_range: ground sampling distances, in metres, at which the model takes rasters as they are.
+        note: for the model's card: what a user should know of this training.
     """
 
     name: str
@@ -211,6 +212,7 @@ class TrainingConfig:
     seeds: tuple[int, ...] = (0,)
     gsd: float = 0.3
     gsd_range: tuple[float, float] = (0.2, 0.45)
+    note: str = ""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimisation: OptimisationConfig = field(default_factory=OptimisationConfig)

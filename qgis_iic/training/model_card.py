@@ -33,7 +33,7 @@ def _heading(metadata: ModelMetadata) -> str:
             "",
             "Buildings in very-high-resolution imagery by Invariant Information Clustering, trained without labels"
             + (", then with a few." if "fine_tuning" in metadata.training else "."),
-            "Generated from the model file by `iic evaluate --card`; not edited by hand.",
+            "Generated from the model file; not edited by hand.",
             "",
             _table(("", ""), facts),
         ]
@@ -72,8 +72,8 @@ def _training(metadata: ModelMetadata) -> str:
         f"- {training['steps']} steps of {optimisation['chips']} pairs of {side} x {side} pixels in "
         f"{training['seconds'] / 60:.0f} minutes, seed {training['seed']}, Adam {optimisation['learning_rate']}. "
         "The model is the state with the least loss on held-out ground; no label chose that, nor the seed. "
-        "Settings, such as the number of steps, were compared with labels; the recipe's first ones (width, rate, "
-        "clusters, reconstruction) with an eye on what is scored below, later ones on models/settings.toml alone.",
+        "Settings were compared with labels: width, rate, clusters and reconstruction with an eye on what "
+        "models/places.toml scores, the heads and the number of steps on models/settings.toml alone.",
         f"- Width {network['width']} of the published network, dilations {_numbers(network['dilations'])}"
         + ("; the heads see several layers and the image's local moments" if network["multi_layer"] else "")
         + ("; k-means of the features for an over-clustering head." if objective["cluster_head"] == "k_means" else "."),
@@ -127,12 +127,15 @@ def _matching(metadata: ModelMetadata) -> str:
 
 
 def _limits(metadata: ModelMetadata) -> str:
+    note = metadata.training.get("config", {}).get("note", "")
+    measured = "The figures hold for the places above; nothing is claimed for others."
     return "\n".join(
         [
             "## Limits",
             "",
-            "- The figures hold for the places above; nothing is claimed for others. Match again with some labels of "
-            "your own place: `iic match`.",
+            *([f"- {note}"] if note else []),
+            f"- {measured if metadata.metrics else 'No figure says how good it is: it has not been measured.'} Match "
+            "again with some labels of your own place: `iic match`.",
             "- A cluster is a look of the ground, not a kind of object: roofs and paved or bare ground of the same "
             "colour and texture share clusters.",
             f"- The network sees {2 * metadata.halo * metadata.gsd:.0f} m of ground around a pixel, less than a large "
@@ -143,26 +146,23 @@ def _limits(metadata: ModelMetadata) -> str:
 
 def _regenerate(metadata: ModelMetadata, file_name: str) -> str:
     stem = file_name.removesuffix(".onnx")
-    model = f"models/{file_name}"
+    model, card = f"models/{file_name}", f"--card models/{stem}.md"
+    commands = [f"iic train models/{metadata.name}.toml --output runs/{stem}"]
+    if metadata.building_clusters is None:
+        commands.append(f"iic export runs/{stem} --output {model} {card}")
+    else:
+        commands.append(f"iic export runs/{stem} --output {model}")
+        commands.append(f"iic match {model} {_how_matched(metadata)} --output {model}")
+        commands.append(f"iic evaluate {model} --places models/places.toml --record {card}")
+    return "\n".join(["## How to make it again", "", "```sh", *commands, "```"])
+
+
+def _how_matched(metadata: ModelMetadata) -> str:
     objective = metadata.matching.get("objective", "iou")
     if objective == MANUAL:
-        how = f"--building {','.join(map(str, metadata.building_clusters or ()))}"
-    else:
-        how = f"--places models/places.toml --objective {objective}"
-        if metadata.matching.get("head", {}).get("kind") == "probe":
-            how += " --head probe"
-    return "\n".join(
-        [
-            "## How to make it again",
-            "",
-            "```sh",
-            f"iic train models/{metadata.name}.toml --output runs/{stem}",
-            f"iic export runs/{stem} --output {model}",
-            f"iic match {model} {how} --output {model}",
-            f"iic evaluate {model} --places models/places.toml --record --card models/{stem}.md",
-            "```",
-        ]
-    )
+        return f"--building {','.join(map(str, metadata.building_clusters or ()))}"
+    probe = metadata.matching.get("head", {}).get("kind") == "probe"
+    return f"--places models/places.toml --objective {objective}{' --head probe' if probe else ''}"
 
 
 def _numbers(values: Iterable[object]) -> str:

@@ -285,7 +285,7 @@ def _has_checkpoint(folder: Path) -> bool:
 
 def _comparable(config: TrainingConfig) -> dict[str, Any]:
     """What must not change between two parts of a run; a run may be made longer, and its imagery may move."""
-    record = config.to_record() | {"data": "", "seeds": ()}
+    record = config.to_record() | {"data": "", "note": "", "seeds": ()}
     record["optimisation"] |= {"steps": 0, "checkpoint_minutes": 0.0}
     record["held_out"] |= {"patience": 0, "picture_steps": 0}
     return record

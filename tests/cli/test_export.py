@@ -21,11 +21,15 @@ def run(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", [".", "checkpoint.pt"])
 def test_export_of_a_run_or_a_checkpoint(run: Path, name: str) -> None:
     model = run / "tiny.onnx"
-    done = CliRunner().invoke(main, ["export", str(run / name), "--output", str(model)])
+    card = run / "tiny.md"
+    done = CliRunner().invoke(main, ["export", str(run / name), "--output", str(model), "--card", str(card)])
     assert done.exit_code == 0, done.output
     assert "6 clusters, 1 steps, not matched yet" in done.output
     told = CliRunner().invoke(main, ["info", str(model)])
     assert '"name": "tiny"' in told.output
+    text = card.read_text(encoding="utf-8")
+    assert "it has not been measured" in text
+    assert "iic match models" not in text
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ name = "tiny"
 seeds = [3]
 data = "."
 bands = ["red", "green", "blue"]
+note = "Made for the tests."
 
 [network]
 width = 0.0625

@@ -137,6 +137,7 @@ def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) ->
         "the tests",
         "4 steps",
         "seed 3",
+        "- Made for the tests.",
         "2 draws",
         "iic train models/tiny.toml",
     ):
@@ -162,14 +163,18 @@ def test_the_card_says_how_clusters_were_matched() -> None:
     plain = model_card(metadata(matching=record), "test.onnx")
     assert "best by `iou` on 10 building and 20 background pixels" in plain
     assert "draws of" not in plain
+    assert "--objective iou --output" in plain
+    probed = model_card(metadata(matching={**record, "head": {"kind": "probe"}}), "test.onnx")
+    assert "--objective iou --head probe --output" in probed
     spread = {"kind": "features", "units": 30, "draws": 5, "iou": 0.4, "deviation": 0.02}
     assert "5 draws of features, it reaches 0.400 ± 0.020 on the rest" in model_card(
         metadata(matching={**record, "spread": spread}), "test.onnx"
     )
 
 
-def test_the_card_in_the_repository_is_that_of_the_model(project_folder: Path) -> None:
-    model = project_folder / "models" / "iic_rgb.onnx"
+@pytest.mark.parametrize("name", ["iic_rgb", "iic_rgbn"])
+def test_the_card_in_the_repository_is_that_of_the_model(project_folder: Path, name: str) -> None:
+    model = project_folder / "models" / f"{name}.onnx"
     _, metadata = read_model(model)
-    card = (project_folder / "models" / "iic_rgb.md").read_text(encoding="utf-8")
+    card = (project_folder / "models" / f"{name}.md").read_text(encoding="utf-8")
     assert card == model_card(metadata, model.name)
