@@ -55,9 +55,14 @@ def main() -> None:
         name = run.pop("name")
         config = TrainingConfig.from_record(changed(copy.deepcopy(base), run))
         folders.append(RUNS / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))
-        if arguments.only in name and not (folders[-1] / FIGURES).exists():
+        settled = config.to_record() | {"data": ""}
+        if (folders[-1] / FIGURES).exists():
+            of = json.loads((folders[-1] / FIGURES).read_text(encoding="utf-8"))["config"]
+            if of != json.loads(json.dumps(settled)):
+                parser.error(f"{folders[-1]} is a run of another configuration. Remove it, to have it made again.")
+        elif arguments.only in name:
             print(name, flush=True)
-            figures = {"name": name, **measured(config, folders[-1], arguments.data)}
+            figures = {"name": name, "config": settled, **measured(config, folders[-1], arguments.data)}
             (folders[-1] / FIGURES).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     write_table(config, [folder for folder in folders if (folder / FIGURES).exists()])
 

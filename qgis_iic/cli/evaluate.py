@@ -69,7 +69,7 @@ def command(
 
     from qgis_iic.training.benchmark import run_benchmark
     from qgis_iic.training.document import to_markdown
-    from qgis_iic.training.model_card import model_card
+    from qgis_iic.training.model_card import write_card
     from qgis_iic.training.model_file import read_model, write_model
     from qgis_iic.training.places import Draws, Place, Protocol, load_protocol
     from qgis_iic.training.regions import RegionSource
@@ -93,4 +93,4 @@ def command(
     if record:
         write_model(proto, metadata, model)
     if card is not None:
-        card.write_text(model_card(metadata, model.name), encoding="utf-8")
+        write_card(metadata, model, card)

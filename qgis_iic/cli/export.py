@@ -21,9 +21,9 @@ def command(run: Path, output: Path, card: Path | None) -> None:
     what `iic match` does with a few labels.
     """
     from qgis_iic.training.export import export
-    from qgis_iic.training.model_card import model_card
+    from qgis_iic.training.model_card import write_card
 
     metadata = export(run, output)
     if card is not None:
-        card.write_text(model_card(metadata, output.name), encoding="utf-8")
+        write_card(metadata, output, card)
     click.echo(f"Model: {output}, {metadata.clusters} clusters, {metadata.training['steps']} steps, not matched yet")

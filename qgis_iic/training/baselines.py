@@ -14,10 +14,9 @@ import onnx
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
 from qgis_iic.training import probe
-from qgis_iic.training.labels import BUILDING, UNLABELLED, Labels
+from qgis_iic.training.labels import BUILDING, Labels
 from qgis_iic.training.model_file import FEATURES, run_inner
 from qgis_iic.training.network import STRIDE, IICNetwork
 from qgis_iic.training.regions import Region
@@ -180,38 +179,28 @@ def _sample(features: Floats, where: NDArray[np.bool_], count: int, random: np.r
 
 
 class LinearClassifier:
-    """Logistic regression on features, fitted to labelled pixels just as the building head is: see `probe.fit_head`.
+    """Logistic regression on features, fitted to labelled pixels just as the building head is: see `probe`.
 
     Args:
-        features: of each region.
+        features: float32 [F, H / stride, W / stride], rounded up, of each region.
         labels: uint8 [H, W] of each region.
         stride: pixels per feature along each axis.
         seed: of the sample.
 
     Raises:
-        LabelsInvalid: there are no buildings, or nothing else.
+        LabelsInvalid: see `probe.fit_head`.
     """
 
     def __init__(self, features: Sequence[Floats], labels: Sequence[Labels], stride: int, seed: int) -> None:
-        random = np.random.default_rng(seed)
-        coarse = [plane[::stride, ::stride] for plane in labels]
-        total = sum(int((plane != UNLABELLED).sum()) for plane in coarse)
         vectors, targets, groups = [], [], []
-        for number, (values, plane) in enumerate(zip(features, coarse, strict=True)):
-            known = np.flatnonzero(plane != UNLABELLED)
-            chosen = random.choice(
-                known, min(len(known), -(-probe.SAMPLE * len(known) // max(total, 1))), replace=False
-            )
-            rows, cols = np.unravel_index(chosen, plane.shape)
-            vectors.append(values[:, rows, cols].T)
+        drawn = probe.draw_pixels(labels, np.random.default_rng(seed))
+        for number, (values, plane, (rows, cols)) in enumerate(zip(features, labels, drawn, strict=True)):
+            vectors.append(values[:, rows // stride, cols // stride].T)
             targets.append(plane[rows, cols] == BUILDING)
-            groups.append(probe.tile_numbers(number, rows * stride, cols * stride))
-        targets_of_all = np.concatenate(targets)
-        if targets_of_all.all() or not targets_of_all.any():
-            raise LabelsInvalid("A linear classifier needs labels of buildings and of other ground.")
-        self._head = probe.fit_head(np.concatenate(vectors), targets_of_all, np.concatenate(groups))
+            groups.append(probe.tile_numbers(number, rows, cols))
+        self._head = probe.fit_head(np.concatenate(vectors), np.concatenate(targets), np.concatenate(groups))
 
     def predict(self, features: Floats) -> NDArray[np.bool_]:
-        """Building or not, bool [H, W]."""
+        """Building or not, bool [H / stride, W / stride], of features as they were fitted to."""
         found: NDArray[np.bool_] = np.tensordot(self._head.weight, features, axes=1) + self._head.bias > 0
         return found

@@ -1,7 +1,8 @@
 """What a trunk that was trained without labels is worth when there are few: the same labels to three learners.
 
-A linear probe on the frozen trunk, fine-tuning, and the same network from random weights without the IIC term, each
-with the same chips and the same time, scored on ground of the same place that none of them had labels of.
+A linear probe on the frozen trunk, fine-tuning, and the same network from random weights by plain supervision, the
+latter two in the same time (`finetune.FINE_TUNING`, `finetune.FROM_SCRATCH`), scored on ground of the same place that
+none of them had labels of.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import numpy as np
 import onnx
 import pyproj
 import rasterio
-import torch
 from affine import Affine
 
 from qgis_iic.engine.vectorization import building_mask
@@ -99,9 +99,6 @@ def _train(
 ) -> int:
     """Writes a trained model and returns its steps."""
     network = read_network(model, metadata)
-    if recipe is FROM_SCRATCH:
-        torch.manual_seed(seed)
-        network.randomise()
     random = np.random.default_rng(seed)
     blocks = [block for source in sources for block in read_blocks(source, metadata, random)]
     steps = fine_tune(network, blocks, metadata, minutes, recipe, seed)

@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ from qgis_iic.training.pairs import (
     jitter_colours,
     random_symmetries,
 )
-from qgis_iic.training.probe import SAMPLE, fit_head, matched, measures, sample_features, tile_numbers
+from qgis_iic.training.probe import draw_pixels, fit_head, matched, measures, sample_features, tile_numbers
 from qgis_iic.training.regions import RegionSource
 
 LABELLED_CHIPS, UNLABELLED_CHIPS = 8, 2
@@ -66,18 +66,20 @@ class Recipe:
     Attributes:
         learning_rate: of Adam at the first step.
         iic_weight: 0 leaves the term and its chips out.
+        random_weights: whether the network is drawn anew first.
         batch_statistics: whether batch normalisation follows the batches. A few labels are not like the ground at
             large, and a trained network does better with the moments that it begins with; random weights need them.
     """
 
     learning_rate: float
     iic_weight: float
+    random_weights: bool
     batch_statistics: bool
 
 
-FINE_TUNING = Recipe(learning_rate=3e-4, iic_weight=0.1, batch_statistics=False)
-FROM_SCRATCH = Recipe(learning_rate=1e-3, iic_weight=0.0, batch_statistics=True)
-"""Plain supervision of random weights, for comparison."""
+FINE_TUNING = Recipe(learning_rate=3e-4, iic_weight=0.1, random_weights=False, batch_statistics=False)
+FROM_SCRATCH = Recipe(learning_rate=1e-3, iic_weight=0.0, random_weights=True, batch_statistics=True)
+"""Plain supervision, for comparison."""
 
 
 def fine_tune_file(
@@ -115,7 +117,7 @@ def fine_tune_file(
         "labels": [source.to_record() for source in sources],
         "minutes": minutes,
         "steps": steps,
-        "iic_weight": FINE_TUNING.iic_weight,
+        "recipe": asdict(FINE_TUNING),
     }
     trained = replace(metadata, training={**metadata.training, "fine_tuning": record}, metrics={})
     made, tuned = build_tuned_model(network, plain, trained, sources)
@@ -169,11 +171,11 @@ def fine_tune(
     """Trains `network` in place; it is in evaluation mode afterwards.
 
     Args:
-        network: of a model, or with random weights.
+        network: of a model.
         blocks: ground with labels and without.
         metadata: of the model.
         minutes: of training, the first fit of the head not counted.
-        recipe: for the weights that it has.
+        recipe: how.
         seed: of chips, views and displacements.
         report: called after every step with its number, `loss`, `iou` (of the latest batches' labels) and
             `seconds_left`.
@@ -187,6 +189,9 @@ def fine_tune(
     unlabelled = (
         ChipSampler([block.scene for block in blocks], CHIP_SIZE, LEAST_USABLE) if recipe.iic_weight > 0 else None
     )
+    if recipe.random_weights:
+        torch.manual_seed(seed)
+        network.randomise()
     network.settle(views.plain(labelled.draw(SETTLING_CHIPS, random).chips))
     network.set_building_head(_probe(network, blocks, views, random))
 
@@ -280,14 +285,12 @@ def _iic(
 @torch.no_grad()
 def _probe(network: GraphNetwork, blocks: Sequence[Block], views: _Views, random: np.random.Generator) -> BuildingHead:
     """The head that is best while the features stay as they are; `network` is in evaluation mode."""
-    known = [np.argwhere(block.labels[block.core] != UNLABELLED) for block in blocks]
-    share = SAMPLE / sum(map(len, known))
     vectors, targets, groups = [], [], []
-    for number, (block, places) in enumerate(zip(blocks, known, strict=True)):
-        if len(places) == 0:
+    drawn = draw_pixels([block.labels[block.core] for block in blocks], random)
+    for number, (block, places) in enumerate(zip(blocks, drawn, strict=True)):
+        if len(places[0]) == 0:
             continue
-        chosen = random.choice(places, min(len(places), math.ceil(share * len(places))), replace=False)
-        rows, cols = (chosen + [side.start for side in block.core]).T
+        rows, cols = (place + side.start for place, side in zip(places, block.core, strict=True))
         features = network.features(views.plain(whole(block)))[0].numpy()
         vectors.append(features[:, rows // STRIDE, cols // STRIDE].T)
         targets.append(block.labels[rows, cols] == BUILDING)

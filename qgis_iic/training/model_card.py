@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from qgis_iic.protocol.errors import OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.document import Table, to_markdown
 from qgis_iic.training.matching import MANUAL
@@ -15,6 +17,14 @@ def model_card(metadata: ModelMetadata, file_name: str) -> str:
     sections = [_heading(metadata), _imagery(metadata), _training(metadata), _matching(metadata)]
     sections += [to_markdown(figure_blocks(metadata.metrics)), _limits(metadata), _regenerate(metadata, file_name)]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def write_card(metadata: ModelMetadata, model: Path, card: Path) -> None:
+    """Writes the card of the file `model`; raises OutputNotWritable."""
+    try:
+        card.write_text(model_card(metadata, model.name), encoding="utf-8")
+    except OSError as error:
+        raise OutputNotWritable(f"The card {card} can't be written: {error}.") from error
 
 
 def _heading(metadata: ModelMetadata) -> str:
@@ -71,9 +81,7 @@ def _training(metadata: ModelMetadata) -> str:
     lines = [
         f"- {training['steps']} steps of {optimisation['chips']} pairs of {side} x {side} pixels in "
         f"{training['seconds'] / 60:.0f} minutes, seed {training['seed']}, Adam {optimisation['learning_rate']}. "
-        "The model is the state with the least loss on held-out ground; no label chose that, nor the seed. "
-        "Settings were compared with labels: width, rate, clusters and reconstruction with an eye on what "
-        "models/places.toml scores, the heads and the number of steps on models/settings.toml alone.",
+        "The model is the state with the least loss on held-out ground; no label chose that, nor the seed.",
         f"- Width {network['width']} of the published network, dilations {_numbers(network['dilations'])}"
         + ("; the heads see several layers and the image's local moments" if network["multi_layer"] else "")
         + ("; k-means of the features for an over-clustering head." if objective["cluster_head"] == "k_means" else "."),
@@ -128,14 +136,15 @@ def _matching(metadata: ModelMetadata) -> str:
 
 def _limits(metadata: ModelMetadata) -> str:
     note = metadata.training.get("config", {}).get("note", "")
+    again = "Match" if metadata.building_clusters is None else "Match again"
     measured = "The figures hold for the places above; nothing is claimed for others."
     return "\n".join(
         [
             "## Limits",
             "",
             *([f"- {note}"] if note else []),
-            f"- {measured if metadata.metrics else 'No figure says how good it is: it has not been measured.'} Match "
-            "again with some labels of your own place: `iic match`.",
+            f"- {measured if metadata.metrics else 'No figure says how good it is: it has not been measured.'} {again} "
+            "with some labels of your own place: `iic match`.",
             "- A cluster is a look of the ground, not a kind of object: roofs and paved or bare ground of the same "
             "colour and texture share clusters.",
             f"- The network sees {2 * metadata.halo * metadata.gsd:.0f} m of ground around a pixel, less than a large "
@@ -145,14 +154,15 @@ def _limits(metadata: ModelMetadata) -> str:
 
 
 def _regenerate(metadata: ModelMetadata, file_name: str) -> str:
+    """The commands; of a fine-tuned model those of what it was tuned from, as its labels are its owner's."""
     stem = file_name.removesuffix(".onnx")
     model, card = f"models/{file_name}", f"--card models/{stem}.md"
+    export = f"iic export runs/{stem} --output {model}"
     commands = [f"iic train models/{metadata.name}.toml --output runs/{stem}"]
-    if metadata.building_clusters is None:
-        commands.append(f"iic export runs/{stem} --output {model} {card}")
-    else:
-        commands.append(f"iic export runs/{stem} --output {model}")
+    commands.append(export if metadata.metrics else f"{export} {card}")
+    if metadata.building_clusters is not None:
         commands.append(f"iic match {model} {_how_matched(metadata)} --output {model}")
+    if metadata.metrics:
         commands.append(f"iic evaluate {model} --places models/places.toml --record {card}")
     return "\n".join(["## How to make it again", "", "```sh", *commands, "```"])
 

@@ -1,8 +1,8 @@
 """The linear probe: a building head that is fitted on a few labels while the network stays as it is.
 
 Logistic regression on the trunk's features of labelled pixels. Pixels are drawn as they come, so that the share of
-buildings among them is that of the labels, and the bias is then moved to where the intersection over union is largest:
-balanced drawing would do no more than move the bias to another place.
+buildings among them is that of the labels unless one kind is very rare, and the bias is then moved to where the
+intersection over union is largest: balanced drawing would do no more than move the bias to another place.
 
 Pixels of the same roof or yard say nearly the same, so that a few labels are far fewer examples than they have pixels,
 and weights that are free to follow them all learn these roofs by heart. How far the weights are held back, and the
@@ -11,6 +11,7 @@ bias, are therefore chosen on ground that was left out: by cross-validation over
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,21 +22,24 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import BuildingHead, with_building_head
-from qgis_iic.training.labels import BUILDING, UNLABELLED
+from qgis_iic.training.labels import BACKGROUND, BUILDING, Labels
 from qgis_iic.training.matching import Objective, match
 from qgis_iic.training.model_file import FEATURES, open_inner, read_model, write_model
 from qgis_iic.training.regions import RegionSource, labelled_plan
 
 SAMPLE = 12_000
+LEAST_OF_A_KIND = 400
+"""Pixels of buildings, and of other ground, that are drawn at least where there are as many."""
 ITERATIONS = 50
 GROUP_SIZE = 64
 """Side in pixels of the tiles that are left out together, 19 m at 0.3 m: a house with its yard."""
 FOLDS = 4
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
-"""Candidates for the inverse of the penalty on the squared weights, C of scikit-learn."""
-CAUTIOUS = 1e-2
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+"""Candidates for the weight of the mean cross-entropy beside half the squared weights, C n of scikit-learn."""
+CAUTIOUS = 10.0
 """The one that is taken where there are too few tiles to leave some out."""
 
 Vectors = NDArray[np.float32]
@@ -74,24 +78,27 @@ def matched(
 def sample_features(
     model: onnx.ModelProto, metadata: ModelMetadata, sources: Sequence[RegionSource], seed: int
 ) -> tuple[Vectors, Targets, Groups]:
-    """Features of labelled pixels, float32 [n, F], whether each is building, and the number of the tile it lies in.
+    """Features of labelled pixels, float32 [n, F], whether each is building, bool [n], and its tile, int64 [n].
 
-    At most `SAMPLE` pixels over all sources; tiles of different sources have different numbers.
+    The pixels are those of `draw_pixels` that have data; tiles are numbered by `tile_numbers`.
 
     The network runs tile by tile, as it does in the engine, and only where there are labels.
 
     Raises:
         IicError: see `regions.labelled_plan`.
     """
-    random = np.random.default_rng(seed)
+    planes = []
+    for source in sources:
+        with labelled_plan(source, metadata) as (_, labels):
+            planes.append(labels)
+    drawn = draw_pixels(planes, np.random.default_rng(seed))
     compute = open_inner(model, FEATURES)
     mean = np.asarray(metadata.mean, np.float32)[:, None, None]
     vectors, targets, groups = [], [], []
-    for number, source in enumerate(sources):
+    for number, (source, places) in enumerate(zip(sources, drawn, strict=True)):
         with labelled_plan(source, metadata) as (made, labels):
-            known = np.flatnonzero(labels != UNLABELLED)
             chosen = np.zeros(labels.shape, np.bool_)
-            chosen.flat[random.choice(known, min(SAMPLE // len(sources), len(known)), replace=False)] = True
+            chosen[places] = True
             for tile in (tile for row in made.rows for tile in row):
                 rows, cols = np.nonzero(chosen[tile.core.slices_in(made.window)])
                 if len(rows) == 0:
@@ -108,6 +115,29 @@ def sample_features(
     return np.concatenate(vectors), np.concatenate(targets), np.concatenate(groups)
 
 
+def draw_pixels(
+    planes: Sequence[Labels], random: np.random.Generator
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Rows and columns, [n] each, of labelled pixels of every plane, uint8 [H, W]: about `SAMPLE` of all together.
+
+    All pixels have the same chance, but for a kind of which fewer than `LEAST_OF_A_KIND` would be drawn.
+    """
+    counts = {kind: sum(int((plane == kind).sum()) for plane in planes) for kind in (BUILDING, BACKGROUND)}
+    share = min(1.0, SAMPLE / max(1, sum(counts.values())))
+    chance = {kind: min(1.0, max(share, LEAST_OF_A_KIND / max(1, count))) for kind, count in counts.items()}
+    drawn = []
+    for plane in planes:
+        # Not every pixel at random by itself: what is drawn of a plane follows its labels to the pixel.
+        chosen = [
+            random.choice(found, math.ceil(chance[kind] * len(found)), replace=False)
+            for kind in (BUILDING, BACKGROUND)
+            for found in [np.flatnonzero(plane == kind)]
+        ]
+        rows, cols = np.unravel_index(np.sort(np.concatenate(chosen)), plane.shape)
+        drawn.append((rows, cols))
+    return drawn
+
+
 def tile_numbers(source: int, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> Groups:
     """The tiles of `GROUP_SIZE` in which pixels of a source lie, int64 [n]: the same number for the same tile only."""
     numbers: Groups = (source << 48) + (rows // GROUP_SIZE << 24) + cols // GROUP_SIZE
@@ -115,17 +145,23 @@ def tile_numbers(source: int, rows: NDArray[np.intp], cols: NDArray[np.intp]) ->
 
 
 def fit_head(vectors: Vectors, targets: Targets, groups: Groups) -> BuildingHead:
-    """The head that tells the `targets` [n] by the features `vectors` [n, F]; both kinds must be there.
+    """The head that tells `targets` by `vectors`.
 
     Of the `STRENGTHS`, the one is taken whose scores for tiles left out have the least cross-entropy, and the bias is
     the one with the largest intersection over union by the same scores.
 
     Args:
-        vectors, targets: of pixels.
+        vectors: features of pixels, float32 [n, F].
+        targets: whether each is building, bool [n].
         groups: the tile that each lies in, int64 [n], see `tile_numbers`.
+
+    Raises:
+        LabelsInvalid: all pixels are building, or none is.
     """
     from sklearn.metrics import log_loss
 
+    if targets.all() or not targets.any():
+        raise LabelsInvalid("Where the imagery has data, the labels hold no building, or nothing but buildings.")
     mean, std = vectors.mean(axis=0, dtype=np.float64), np.maximum(vectors.std(axis=0, dtype=np.float64), 1e-6)
     scaled = (vectors - mean) / std
     folds = _folds(targets, groups)
@@ -133,18 +169,19 @@ def fit_head(vectors: Vectors, targets: Targets, groups: Groups) -> BuildingHead
     if folds:
         tried = {strength: _scores_left_out(scaled, targets, folds, strength) for strength in STRENGTHS}
         strength = min(tried, key=lambda each: log_loss(targets, 1 / (1 + np.exp(-tried[each].clip(-30, 30)))))
-    model = _logistic(strength).fit(scaled, targets)
+    model = _fitted(scaled, targets, strength)
     scores = tried[strength] if folds else model.decision_function(scaled)
     weight = model.coef_[0] / std
     bias = model.intercept_[0] - weight @ mean - best_threshold(scores, targets)
     return BuildingHead(weight.astype(np.float32), float(bias))
 
 
-def _logistic(strength: float) -> Any:
+def _fitted(scaled: NDArray[np.float64], targets: Targets, strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     # Far fewer features than pixels: a handful of Newton steps takes a tenth of the time of L-BFGS.
-    return LogisticRegression(C=strength, solver="newton-cholesky", max_iter=ITERATIONS)
+    model = LogisticRegression(C=strength / len(targets), solver="newton-cholesky", max_iter=ITERATIONS)
+    return model.fit(scaled, targets)
 
 
 def _folds(targets: Targets, groups: Groups) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
@@ -167,7 +204,7 @@ def _scores_left_out(
     """Of each pixel, by a model that was not fitted to its tile, float64 [n]."""
     scores = np.empty(len(targets))
     for fitted, left_out in folds:
-        scores[left_out] = _logistic(strength).fit(scaled[fitted], targets[fitted]).decision_function(scaled[left_out])
+        scores[left_out] = _fitted(scaled[fitted], targets[fitted], strength).decision_function(scaled[left_out])
     return scores
 
 

@@ -32,6 +32,13 @@ def test_export_of_a_run_or_a_checkpoint(run: Path, name: str) -> None:
     assert "iic match models" not in text
 
 
+def test_a_card_that_can_not_be_written_is_named(run: Path) -> None:
+    card = run / "none" / "tiny.md"
+    failed = CliRunner().invoke(main, ["export", str(run), "--output", str(run / "tiny.onnx"), "--card", str(card)])
+    assert failed.exit_code == 40
+    assert "can't be written" in failed.output
+
+
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     failed = CliRunner().invoke(main, ["export", str(tmp_path), "--output", str(tmp_path / "m.onnx")])
     assert failed.exit_code == 20

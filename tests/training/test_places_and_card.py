@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import rasterio
+from shapely import Geometry, box, union_all
 
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
@@ -101,6 +104,25 @@ def test_settings_are_chosen_on_ground_that_is_matched_on(project_folder: Path, 
             window = matched[source.imagery]
             assert window is None or window.intersection(source.window) == source.window
             assert source.imagery not in scored
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["places.toml", "settings.toml"])
+def test_nothing_is_scored_that_was_matched_on(project_folder: Path, data_folder: Path, name: str) -> None:
+    for place in load_protocol(project_folder / "models" / name, data_folder).places:
+        matched = box_union(place.match)
+        assert not matched.intersects(box_union(place.score)), place.name
+
+
+def box_union(sources: Sequence[RegionSource]) -> Geometry:
+    """The ground of some regions, in the CRS of their imagery."""
+    boxes = []
+    for source in sources:
+        with rasterio.open(source.imagery) as raster:
+            window = source.window
+            parts = None if window is None else ((window.row, window.row_stop), (window.col, window.col_stop))
+            boxes.append(box(*(raster.bounds if parts is None else raster.window_bounds(parts))))
+    return union_all(boxes)
 
 
 def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) -> None:

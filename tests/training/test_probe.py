@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.training.building_head import building_head
 from qgis_iic.training.model_file import FEATURES, read_model, run_inner
-from qgis_iic.training.probe import best_threshold, fit_head, match_with_probe, measures, sample_features
+from qgis_iic.training.probe import best_threshold, draw_pixels, fit_head, match_with_probe, measures, sample_features
 from qgis_iic.training.regions import RegionSource, read_region
 from tests.rasters import write_raster
 
@@ -94,10 +94,28 @@ def test_weights_are_held_back_where_tiles_say_other_things_than_their_pixels() 
     groups = np.repeat(np.arange(24), 50)
     targets = random.random(len(groups)) < 0.3 + 0.4 * (groups % 2)
     looks = random.standard_normal((24, 40))
-    vectors = np.column_stack([targets + random.normal(0, 1.5, len(groups)), looks[groups] + 0.01]).astype(np.float32)
+    vectors = np.column_stack([targets + random.normal(0, 1.5, len(groups)), looks[groups]]).astype(np.float32)
     by_tile = fit_head(vectors, targets, groups)
     by_pixel = fit_head(vectors, targets, np.arange(len(groups)))
     assert np.abs(by_tile.weight[1:]).sum() < np.abs(by_pixel.weight[1:]).sum() / 2
+
+
+def test_rare_buildings_are_drawn_all_the_same() -> None:
+    plane = np.zeros((2000, 3000), np.uint8)
+    plane[:30, :20] = 1
+    empty = np.full((10, 10), 255, np.uint8)
+    (rows, cols), (nothing, _) = draw_pixels([plane, empty], np.random.default_rng(0))
+    drawn = plane[rows, cols]
+    assert (drawn == 1).sum() == 400
+    assert 11_900 < (drawn == 0).sum() <= 12_100
+    assert len(np.unique(rows * 3000 + cols)) == len(rows)
+    assert len(nothing) == 0
+
+
+def test_common_kinds_are_drawn_as_they_come() -> None:
+    plane = (np.arange(1000)[:, None] < 250).astype(np.uint8).repeat(400, axis=1)
+    ((rows, cols),) = draw_pixels([plane], np.random.default_rng(0))
+    assert plane[rows, cols].mean() == pytest.approx(0.25, abs=1e-3)
 
 
 def test_too_few_tiles_to_leave_some_out_still_make_a_head() -> None:
