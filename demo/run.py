@@ -3,7 +3,7 @@
     .venv/engine/bin/python demo/run.py [SCENE]
 
 installs the packaged plugin into a scratch QGIS profile and lets `qgis_process` extract the buildings of a raster.
-Without SCENE the raster is the made-up town of `town.py`, a fifth of which serves to match the model's clusters; what
+Without SCENE the raster is the made-up town of `town.py`, a fifth of which serves to match the model; what
 is found in the rest is scored. Leaves `demo/out/buildings.gpkg` and `demo/out/buildings.png`.
 """
 
@@ -86,8 +86,8 @@ def demonstrate(own_scene: Path | None) -> None:
         with stages.stage("make a town"):
             count = town.make(OUT, TOWN_SEED)
             print(f"{count} buildings in {TOWN}")
-        with stages.stage("match the model's clusters on a corner"):
-            match_clusters()
+        with stages.stage("match the model on a corner"):
+            match_model()
     scene, model = (TOWN, MATCHED_MODEL) if own_scene is None else (own_scene, MODEL)
     with scratch_qgis() as qgis, no_statistics_left(scene):
         with stages.stage("install the plugin into a scratch profile"):
@@ -136,11 +136,12 @@ def no_statistics_left(scene: Path) -> Iterator[None]:
             statistics.unlink(missing_ok=True)
 
 
-def match_clusters() -> None:
-    """Writes the shipped model with its clusters matched on the labelled corner of the town."""
+def match_model() -> None:
+    """Writes the shipped model with a building head that is fitted on the labelled corner of the town."""
     iic = ENGINE_PYTHON.with_name("iic")
     places = ["--imagery", TOWN, "--labels", FOOTPRINTS, "--area", LABELLED_AREA]
-    status = subprocess.run([iic, "match", MODEL, *places, "--output", MATCHED_MODEL], check=False).returncode
+    command = [iic, "match", MODEL, *places, "--head", "probe", "--output", MATCHED_MODEL]
+    status = subprocess.run(command, check=False).returncode
     if status or not MATCHED_MODEL.exists():
         raise StageFailed(f"`iic match` ended with status {status}; its output above says why.")
 
