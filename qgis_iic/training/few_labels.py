@@ -1,7 +1,7 @@
 """What a trunk that was trained without labels is worth when there are few: the same labels to three learners.
 
 A linear probe on the frozen trunk, fine-tuning, and the same network from random weights by plain supervision, the
-latter two in the same time (`finetune.FINE_TUNING`, `finetune.FROM_SCRATCH`), scored on ground of the same place that
+latter two in the same time (see `finetune.fine_tune`), scored on ground of the same place that
 none of them had labels of.
 """
 
@@ -24,7 +24,7 @@ from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import without_building_head
 from qgis_iic.training.draws import Units, label_units
 from qgis_iic.training.evaluation import confusion
-from qgis_iic.training.finetune import FINE_TUNING, FROM_SCRATCH, Recipe, build_tuned_model, fine_tune, read_network
+from qgis_iic.training.finetune import build_tuned_model, fine_tune, read_network
 from qgis_iic.training.labelled_chips import read_blocks
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
 from qgis_iic.training.model_file import read_model, write_model
@@ -82,9 +82,9 @@ def compare_learners(
             tell(f"{name}: probe")
             match_with_probe(model, sources, "iou", written)
             yield Outcome(name, share, "linear probe, frozen trunk", 0, score(written, place.score))
-            for learner, recipe in (("fine-tuned", FINE_TUNING), ("from scratch", FROM_SCRATCH)):
+            for learner, from_scratch in (("fine-tuned", False), ("from scratch", True)):
                 tell(f"{name}: {learner}")
-                steps = _train(plain, metadata, sources, minutes, recipe, seed, written)
+                steps = _train(plain, metadata, sources, minutes, from_scratch, seed, written)
                 yield Outcome(name, share, learner, steps, score(written, place.score))
 
 
@@ -93,7 +93,7 @@ def _train(
     metadata: ModelMetadata,
     sources: Sequence[RegionSource],
     minutes: float,
-    recipe: Recipe,
+    from_scratch: bool,
     seed: int,
     written: Path,
 ) -> int:
@@ -101,7 +101,7 @@ def _train(
     network = read_network(model, metadata)
     random = np.random.default_rng(seed)
     blocks = [block for source in sources for block in read_blocks(source, metadata, random)]
-    steps = fine_tune(network, blocks, metadata, minutes, recipe, seed)
+    steps = fine_tune(network, blocks, metadata, minutes, from_scratch, seed)
     write_model(*build_tuned_model(network, model, metadata, sources), written)
     return steps
 

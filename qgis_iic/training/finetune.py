@@ -1,13 +1,16 @@
 """Fine-tuning: a model of ours learns from a few labels what a building is, and goes on learning without labels.
 
-The building head is first fitted on the features as they are (`probe`); then all weights are trained. The loss is
+All weights are trained, the building head from random ones. The loss is
 
     BCE(p, y) + 1 - sum(p y) / sum(p + y - p y)    over the labelled pixels of the batch, p the building probability,
     + weight * IIC                                 over both heads, on chips of the same ground, labelled or not,
 
 the second term being one minus the soft intersection over union, which counts where buildings are few. Chips come in
-any of the eight symmetries and in other light. Batch normalisation keeps the moments that it begins with. The rate
-falls to zero within the given time, so that the last step is the model: no label is held back.
+any of the eight symmetries and in other light. The rate falls to zero within the given time,
+so that the last step is the model: no label is held back.
+
+A probe for a first head would do better at the first step and worse at the last: it leans on what tells these few
+labels apart at once, and the trunk then learns to go on with that.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,14 +31,14 @@ from torch.nn import functional
 
 from qgis_iic.protocol.errors import OutputExists, OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
-from qgis_iic.training.building_head import BuildingHead, with_building_head, without_building_head
+from qgis_iic.training.building_head import with_building_head, without_building_head
 from qgis_iic.training.graph_network import GraphNetwork, check_parity
 from qgis_iic.training.iic_loss import iic_loss, random_displacements
 from qgis_iic.training.imagery import Chips, ChipSampler
-from qgis_iic.training.labelled_chips import CHIP_SIZE, Block, LabelledSampler, read_blocks, whole
+from qgis_iic.training.labelled_chips import CHIP_SIZE, Block, LabelledSampler, read_blocks
 from qgis_iic.training.labels import BUILDING, UNLABELLED
 from qgis_iic.training.model_file import read_model, write_model
-from qgis_iic.training.network import STRIDE, upsample
+from qgis_iic.training.network import upsample
 from qgis_iic.training.pairs import (
     Symmetry,
     apply_each,
@@ -44,9 +47,11 @@ from qgis_iic.training.pairs import (
     jitter_colours,
     random_symmetries,
 )
-from qgis_iic.training.probe import draw_pixels, fit_head, matched, measures, sample_features, tile_numbers
+from qgis_iic.training.probe import matched, measures, sample_features
 from qgis_iic.training.regions import RegionSource
 
+LEARNING_RATE = 1e-3
+IIC_WEIGHT = 0.1
 LABELLED_CHIPS, UNLABELLED_CHIPS = 8, 2
 SETTLING_CHIPS = 16
 JITTER = 0.3
@@ -57,29 +62,6 @@ SMOOTHING = 0.9
 """Share of the past in the intersection over union that is reported."""
 
 Report = Callable[[int, dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How weights are trained with labels.
-
-    Attributes:
-        learning_rate: of Adam at the first step.
-        iic_weight: 0 leaves the term and its chips out.
-        random_weights: whether the network is drawn anew first.
-        batch_statistics: whether batch normalisation follows the batches. A few labels are not like the ground at
-            large, and a trained network does better with the moments that it begins with; random weights need them.
-    """
-
-    learning_rate: float
-    iic_weight: float
-    random_weights: bool
-    batch_statistics: bool
-
-
-FINE_TUNING = Recipe(learning_rate=3e-4, iic_weight=0.1, random_weights=False, batch_statistics=False)
-FROM_SCRATCH = Recipe(learning_rate=1e-3, iic_weight=0.0, random_weights=True, batch_statistics=True)
-"""Plain supervision, for comparison."""
 
 
 def fine_tune_file(
@@ -96,7 +78,7 @@ def fine_tune_file(
         model: of `iic export`, matched or not, with or without a building head.
         sources: labelled ground.
         output: file to write when all is done.
-        minutes: of training; reading, the first fit of the head, matching and checking come on top.
+        minutes: of training; reading, matching and checking come on top.
         overwrite: whether `output` may be replaced, be it `model` itself.
         report: see `fine_tune`.
 
@@ -117,7 +99,7 @@ def fine_tune_file(
         "labels": [source.to_record() for source in sources],
         "minutes": minutes,
         "steps": steps,
-        "recipe": asdict(FINE_TUNING),
+        "iic_weight": IIC_WEIGHT,
     }
     trained = replace(metadata, training={**metadata.training, "fine_tuning": record}, metrics={})
     made, tuned = build_tuned_model(network, plain, trained, sources)
@@ -164,7 +146,7 @@ def fine_tune(
     blocks: Sequence[Block],
     metadata: ModelMetadata,
     minutes: float,
-    recipe: Recipe = FINE_TUNING,
+    from_scratch: bool = False,
     seed: int = 0,
     report: Report = lambda step, measures: None,
 ) -> int:
@@ -174,8 +156,8 @@ def fine_tune(
         network: of a model.
         blocks: ground with labels and without.
         metadata: of the model.
-        minutes: of training, the first fit of the head not counted.
-        recipe: how.
+        minutes: of training.
+        from_scratch: draws random weights first and leaves the IIC term and its chips out, for comparison.
         seed: of chips, views and displacements.
         report: called after every step with its number, `loss`, `iou` (of the latest batches' labels) and
             `seconds_left`.
@@ -186,34 +168,21 @@ def fine_tune(
     random = np.random.default_rng(seed)
     views = _Views(metadata, random)
     labelled = LabelledSampler(blocks)
-    unlabelled = (
-        ChipSampler([block.scene for block in blocks], CHIP_SIZE, LEAST_USABLE) if recipe.iic_weight > 0 else None
-    )
-    if recipe.random_weights:
-        torch.manual_seed(seed)
+    unlabelled = None if from_scratch else ChipSampler([block.scene for block in blocks], CHIP_SIZE, LEAST_USABLE)
+    torch.manual_seed(seed)
+    if from_scratch:
         network.randomise()
+    network.randomise_building_head()
     network.settle(views.plain(labelled.draw(SETTLING_CHIPS, random).chips))
-    network.set_building_head(_probe(network, blocks, views, random))
 
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate)
+    optimiser = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     step, iou = 0, math.nan
-    network.train(recipe.batch_statistics)
+    network.train()
     begun = time.monotonic()
     while (done := (time.monotonic() - begun) / (60 * minutes)) < 1:
-        optimiser.param_groups[0]["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * done)) / 2
-        chips, labels = labelled.draw(LABELLED_CHIPS, random)
-        view = views.random(chips)
-        targets = apply_each(view.symmetries, labels)
-        images = [view.image]
-        if unlabelled is not None:
-            pairs = unlabelled.draw(UNLABELLED_CHIPS, random)
-            first, second = views.random(pairs), views.random(pairs)
-            images += [first.image, second.image]
-        features = network.features(torch.cat(images).contiguous(memory_format=torch.channels_last))
-        loss, found = supervised_loss(upsample(network.building(features[:LABELLED_CHIPS]))[:, 0], targets)
-        if unlabelled is not None:
-            loss = loss + recipe.iic_weight * _iic(network, features[LABELLED_CHIPS:], pairs, first, second, random)
+        optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * done)) / 2
+        loss, found = _loss(network, labelled, unlabelled, views, random)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -250,6 +219,30 @@ class _Views:
         return _View(apply_each(symmetries, self.plain(chips._replace(values=jittered))), symmetries)
 
 
+def _loss(
+    network: GraphNetwork,
+    labelled: LabelledSampler,
+    unlabelled: ChipSampler | None,
+    views: _Views,
+    random: np.random.Generator,
+) -> tuple[Tensor, float]:
+    """Of a batch that is drawn here, and the intersection over union on its labelled chips."""
+    chips, labels = labelled.draw(LABELLED_CHIPS, random)
+    view = views.random(chips)
+    images = [view.image]
+    if unlabelled is not None:
+        pairs = unlabelled.draw(UNLABELLED_CHIPS, random)
+        first, second = views.random(pairs), views.random(pairs)
+        images += [first.image, second.image]
+    # One batch: all chips share the statistics of batch normalisation.
+    features = network.features(torch.cat(images).contiguous(memory_format=torch.channels_last))
+    logits = upsample(network.building(features[:LABELLED_CHIPS]))[:, 0]
+    loss, found = supervised_loss(logits, apply_each(view.symmetries, labels))
+    if unlabelled is not None:
+        loss = loss + IIC_WEIGHT * _iic(network, features[LABELLED_CHIPS:], pairs, first, second, random)
+    return loss, found
+
+
 def supervised_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
     """The loss of the module's docstring without its last term, and the intersection over union at one half.
 
@@ -280,19 +273,3 @@ def _iic(
         p1, p2 = invert_each(first.symmetries, p1), invert_each(second.symmetries, p2)
         total = total + iic_loss(p1, p2, mask, displacements, LAMBDA).value
     return total
-
-
-@torch.no_grad()
-def _probe(network: GraphNetwork, blocks: Sequence[Block], views: _Views, random: np.random.Generator) -> BuildingHead:
-    """The head that is best while the features stay as they are; `network` is in evaluation mode."""
-    vectors, targets, groups = [], [], []
-    drawn = draw_pixels([block.labels[block.core] for block in blocks], random)
-    for number, (block, places) in enumerate(zip(blocks, drawn, strict=True)):
-        if len(places[0]) == 0:
-            continue
-        rows, cols = (place + side.start for place, side in zip(places, block.core, strict=True))
-        features = network.features(views.plain(whole(block)))[0].numpy()
-        vectors.append(features[:, rows // STRIDE, cols // STRIDE].T)
-        targets.append(block.labels[rows, cols] == BUILDING)
-        groups.append(tile_numbers(number, rows, cols))
-    return fit_head(np.concatenate(vectors), np.concatenate(targets), np.concatenate(groups))

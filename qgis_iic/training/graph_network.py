@@ -126,11 +126,12 @@ class GraphNetwork(nn.Module):
         """Draws all weights anew from torch's generator, as `network.IICNetwork` does; fixed convolutions stay."""
         for layer in self.trainable():
             layer.normalisation.reset_parameters()
-        convolutions = [*(layer.convolution for layer in self.trainable()), self.heads, self.building]
-        for convolution in convolutions:
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")
-            if convolution.bias is not None:
-                nn.init.zeros_(convolution.bias)
+        for convolution in (*(layer.convolution for layer in self.trainable()), self.heads):
+            _randomise(convolution)
+        self.randomise_building_head()
+
+    def randomise_building_head(self) -> None:
+        _randomise(self.building)
 
     def trainable(self) -> list[TrainableConvolution]:
         return [layer for layer in self.layers.values() if isinstance(layer, TrainableConvolution)]
@@ -197,6 +198,12 @@ class GraphNetwork(nn.Module):
     def _scale(self, node: onnx.NodeProto) -> Tensor:
         """What a convolution's weights have been divided by: the bands' deviations, right behind the image."""
         return self._std if node.input[0] == self._centred else torch.ones(1)
+
+
+def _randomise(convolution: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_in", nonlinearity="relu")
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
 
 
 class _Concatenation(nn.Module):

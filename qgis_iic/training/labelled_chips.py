@@ -22,7 +22,6 @@ from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.imagery import Chips, Scene
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
-from qgis_iic.training.network import STRIDE
 from qgis_iic.training.pairs import usable_ground
 from qgis_iic.training.regions import RegionSource, labelled_plan
 
@@ -104,15 +103,6 @@ def _cut(labels: Labels, window: Window, wanted: Window) -> Labels:
     if common is not None:
         found[common.slices_in(wanted)] = labels[common.slices_in(window)]
     return found
-
-
-def whole(block: Block) -> Chips:
-    """All of a block as one chip, filled up to even sides with pixels without data."""
-    scene = block.scene
-    odd = [side % STRIDE for side in scene.valid.shape]
-    valid, usable = (np.pad(plane, ((0, odd[0]), (0, odd[1]))) for plane in (scene.valid, scene.usable))
-    values = np.pad(scene.values.astype(np.float32), ((0, 0), (0, odd[0]), (0, odd[1])))
-    return Chips(*(torch.from_numpy(plane[None]) for plane in (values, valid, usable)))
 
 
 class LabelledSampler:
