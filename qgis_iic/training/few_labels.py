@@ -1,8 +1,8 @@
 """What a trunk that was trained without labels is worth when there are few: the same labels to three learners.
 
 A linear probe on the frozen trunk, fine-tuning, and the same network from random weights by plain supervision, the
-latter two in the same time (see `finetune.fine_tune`), scored on ground of the same place that
-none of them had labels of.
+latter two in the same time (see `finetune.fine_tune`), scored on ground of the same place that none of them had
+labels of.
 """
 
 from __future__ import annotations

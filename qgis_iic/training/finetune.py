@@ -6,8 +6,8 @@ All weights are trained, the building head from random ones. The loss is
     + weight * IIC                                 over both heads, on chips of the same ground, labelled or not,
 
 the second term being one minus the soft intersection over union, which counts where buildings are few. Chips come in
-any of the eight symmetries and in other light. The rate falls to zero within the given time,
-so that the last step is the model: no label is held back.
+any of the eight symmetries and in other light. The rate falls to zero within the given time, so that the last step is
+the model: no label is held back.
 
 A probe for a first head would do better at the first step and worse at the last: it leans on what tells these few
 labels apart at once, and the trunk then learns to go on with that.
