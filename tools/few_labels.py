@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--places", type=Path, required=True, help="protocol with regions to fit and to score on")
     parser.add_argument("--place", required=True, help="name of one of them")
+    parser.add_argument("--only", default="", help="parts of the labels whose name holds this text, as '5 %%'")
     parser.add_argument("--data", type=Path, help="folder of imagery and labels")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each of the ten trainings")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn labels and the random weights")
@@ -31,7 +32,8 @@ def main() -> None:
     places = {place.name: place for place in load_protocol(arguments.places, arguments.data).places}
     if arguments.place not in places:
         parser.error(f"the protocol has no place {arguments.place}, only {', '.join(places)}")
-    rows = compare_learners(arguments.model, places[arguments.place], arguments.minutes, arguments.seed, _tell)
+    place, minutes, seed = places[arguments.place], arguments.minutes, arguments.seed
+    rows = compare_learners(arguments.model, place, minutes, seed, arguments.only, _tell)
     print(table(list(rows)))
 
 

@@ -43,3 +43,9 @@ def start(accelerator: str = "cpu", devices: int = 1, precision: str = "32-true"
     if threads is not None:
         torch.set_num_threads(threads)
     return fabric
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether the processor has instructions for products of bfloat16; without them it is slower than float32."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.4 can't tell
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -61,7 +61,7 @@ class Outcome:
 
 
 def compare_learners(
-    model: Path, place: Place, minutes: float, seed: int = 0, tell: Tell = lambda text: None
+    model: Path, place: Place, minutes: float, seed: int = 0, only: str = "", tell: Tell = lambda text: None
 ) -> Iterator[Outcome]:
     """The rows of the table, each as soon as it is there.
 
@@ -70,6 +70,7 @@ def compare_learners(
         place: fitted on its regions to match on, scored on those to score on.
         minutes: of every training.
         seed: of the drawn labels and the random weights.
+        only: parts of the labels whose name holds this text.
         tell: told what is being done.
 
     Raises:
@@ -78,7 +79,7 @@ def compare_learners(
     plain, metadata = without_building_head(*read_model(model))
     with TemporaryDirectory() as folder:
         written = Path(folder) / "model.onnx"
-        for name, share, sources in _drawn(place.match, metadata, Path(folder), seed):
+        for name, share, sources in _drawn(place.match, metadata, Path(folder), seed, only):
             tell(f"{name}: probe")
             match_with_probe(model, sources, "iou", written)
             yield Outcome(name, share, "linear probe, frozen trunk", 0, score(written, place.score))
@@ -133,7 +134,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def _drawn(
-    sources: Sequence[RegionSource], metadata: ModelMetadata, folder: Path, seed: int
+    sources: Sequence[RegionSource], metadata: ModelMetadata, folder: Path, seed: int, only: str
 ) -> Iterator[tuple[str, float, list[RegionSource]]]:
     """Name, share and regions of each part of the labels; the parts are written as label rasters into `folder`."""
     planes, transforms, systems = [], [], []
@@ -146,14 +147,15 @@ def _drawn(
     if units is None:
         raise LabelsInvalid(f"The regions to fit on hold no labelled tile of {TILE_SIZE} pixels.")
     counts = {f"{100 * share:g} %": max(1, round(share * units.count)) for share in SHARES}
-    for name, count in {**counts, f"{TILES} {units.kind}": TILES}.items():
+    parts = {**counts, f"{TILES} {units.kind}": TILES}
+    for name, count in ((name, count) for name, count in parts.items() if only in name):
         drawn = _with_both_kinds(units, planes, count, seed)
-        parts = []
+        drawn_sources = []
         for index, (source, plane) in enumerate(zip(sources, drawn, strict=True)):
             part = replace(source, labels=folder / f"labels_{index}.tif", area=None)
             _write_labels(part.labels, plane, transforms[index], systems[index])
-            parts.append(part)
-        yield name, _known(drawn) / _known(planes), parts
+            drawn_sources.append(part)
+        yield name, _known(drawn) / _known(planes), drawn_sources
 
 
 def _with_both_kinds(units: Units, planes: Sequence[Labels], count: int, seed: int) -> Sequence[Labels]:

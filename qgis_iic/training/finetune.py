@@ -3,11 +3,14 @@
 All weights are trained, the building head from random ones. The loss is
 
     BCE(p, y) + 1 - sum(p y) / sum(p + y - p y)    over the labelled pixels of the batch, p the building probability,
-    + weight * IIC                                 over both heads, on chips of the same ground, labelled or not,
+    + r * (KL(q || p) + weight * IIC)              over chips of the same ground, labelled or not.
 
-the second term being one minus the soft intersection over union, which counts where buildings are few. Chips come in
-any of the eight symmetries and in other light. The rate falls to zero within the given time, so that the last step is
-the model: no label is held back.
+The second term is one minus the soft intersection over union, which counts where buildings are few. The last line holds
+the network to its own moving average, the teacher (Tarvainen & Valpola 2017, Mean teachers are better role models):
+q is what the teacher says of a chip as it is, p what the network says of it turned and in other light, and IIC is
+between the clusters that the two give it, both heads. Without it the network goes on to learn these few labels by
+heart. The factor r rises from 0 to 1, since a teacher has nothing to teach at first. The learning rate falls to zero
+within the given time, so that the last step is the model: no label is held back.
 
 A probe for a first head would do better at the first step and worse at the last: it leans on what tells these few
 labels apart at once, and the trunk then learns to go on with that.
@@ -15,6 +18,7 @@ labels apart at once, and the trunk then learns to go on with that.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -32,6 +36,7 @@ from torch.nn import functional
 from qgis_iic.protocol.errors import OutputExists, OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import with_building_head, without_building_head
+from qgis_iic.training.devices import computes_in_bfloat16
 from qgis_iic.training.graph_network import GraphNetwork, check_parity
 from qgis_iic.training.iic_loss import iic_loss, random_displacements
 from qgis_iic.training.imagery import Chips, ChipSampler
@@ -52,12 +57,15 @@ from qgis_iic.training.regions import RegionSource
 
 LEARNING_RATE = 1e-3
 IIC_WEIGHT = 0.1
-LABELLED_CHIPS, UNLABELLED_CHIPS = 8, 2
+LABELLED_CHIPS, UNLABELLED_CHIPS = 8, 4
 SETTLING_CHIPS = 16
 JITTER = 0.3
-DISPLACEMENT, DISPLACEMENTS = 4, 12
+DISPLACEMENT, DISPLACEMENTS = 4, 4
 LAMBDA = 1.5
 LEAST_USABLE = 0.25
+TEACHER_DECAY = 0.99
+RAMP = 0.3
+"""Share of the time in which the weight of what is learnt without labels rises to one; its first half goes without."""
 SMOOTHING = 0.9
 """Share of the past in the intersection over union that is reported."""
 
@@ -157,7 +165,7 @@ def fine_tune(
         blocks: ground with labels and without.
         metadata: of the model.
         minutes: of training.
-        from_scratch: draws random weights first and leaves the IIC term and its chips out, for comparison.
+        from_scratch: draws random weights first and learns from the labels alone, for comparison.
         seed: of chips, views and displacements.
         report: called after every step with its number, `loss`, `iou` (of the latest batches' labels) and
             `seconds_left`.
@@ -175,6 +183,7 @@ def fine_tune(
     network.randomise_building_head()
     network.settle(views.plain(labelled.draw(SETTLING_CHIPS, random).chips))
 
+    teacher = copy.deepcopy(network).requires_grad_(False)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     step, iou = 0, math.nan
@@ -182,11 +191,15 @@ def fine_tune(
     begun = time.monotonic()
     while (done := (time.monotonic() - begun) / (60 * minutes)) < 1:
         optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * done)) / 2
-        loss, found = _loss(network, labelled, unlabelled, views, random)
+        with_unlabelled = unlabelled is not None and done > RAMP / 2
+        loss, found = _loss(
+            network, teacher, labelled, unlabelled if with_unlabelled else None, views, random, min(1, done / RAMP)
+        )
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         step += 1
+        follow(teacher, network, min(TEACHER_DECAY, 1 - 1 / step))
         iou = found if math.isnan(iou) else SMOOTHING * iou + (1 - SMOOTHING) * found
         left = max(0.0, 60 * minutes - (time.monotonic() - begun))
         report(step, {"loss": loss.item(), "iou": iou, "seconds_left": left})
@@ -221,26 +234,51 @@ class _Views:
 
 def _loss(
     network: GraphNetwork,
+    teacher: GraphNetwork,
     labelled: LabelledSampler,
     unlabelled: ChipSampler | None,
     views: _Views,
     random: np.random.Generator,
+    weight: float,
 ) -> tuple[Tensor, float]:
     """Of a batch that is drawn here, and the intersection over union on its labelled chips."""
     chips, labels = labelled.draw(LABELLED_CHIPS, random)
     view = views.random(chips)
-    images = [view.image]
-    if unlabelled is not None:
-        pairs = unlabelled.draw(UNLABELLED_CHIPS, random)
-        first, second = views.random(pairs), views.random(pairs)
-        images += [first.image, second.image]
+    if unlabelled is None:
+        loss, found = supervised_loss(_answer(network, view.image).buildings, apply_each(view.symmetries, labels))
+        return loss, found
+    ground = unlabelled.draw(UNLABELLED_CHIPS, random)
+    seen = views.random(ground)
+    with torch.no_grad():
+        taught = _answer(teacher, views.plain(ground))
     # One batch: all chips share the statistics of batch normalisation.
-    features = network.features(torch.cat(images).contiguous(memory_format=torch.channels_last))
-    logits = upsample(network.building(features[:LABELLED_CHIPS]))[:, 0]
-    loss, found = supervised_loss(logits, apply_each(view.symmetries, labels))
-    if unlabelled is not None:
-        loss = loss + IIC_WEIGHT * _iic(network, features[LABELLED_CHIPS:], pairs, first, second, random)
-    return loss, found
+    learnt = _answer(network, torch.cat([view.image, seen.image]))
+    loss, found = supervised_loss(learnt.buildings[:LABELLED_CHIPS], apply_each(view.symmetries, labels))
+    learnt = Answer(*(planes[LABELLED_CHIPS:] for planes in learnt))
+    return loss + weight * unsupervised_loss(taught, learnt, seen.symmetries, ground, random), found
+
+
+class Answer(NamedTuple):
+    """Logits: of the building probability [N, H, W], and of both heads [N, K, H / 2, W / 2]."""
+
+    buildings: Tensor
+    classes: Tensor
+    clusters: Tensor
+
+
+def _answer(network: GraphNetwork, image: Tensor) -> Answer:
+    with torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16()):
+        features = network.features(image.contiguous(memory_format=torch.channels_last))
+        buildings, clusterings = network.building(features), network.clusterings(features)
+    return Answer(upsample(buildings.float())[:, 0], *(logits.float() for logits in clusterings))
+
+
+@torch.no_grad()
+def follow(teacher: GraphNetwork, network: GraphNetwork, decay: float) -> None:
+    """Moves the teacher's weights and batch moments towards the network's."""
+    for old, new in zip(teacher.state_dict().values(), network.state_dict().values(), strict=True):
+        if old.is_floating_point():
+            old.lerp_(new, 1 - decay)
 
 
 def supervised_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
@@ -261,15 +299,26 @@ def supervised_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
     return loss, int((found & (targets > 0)).sum()) / union if union else 1.0
 
 
-def _iic(
-    network: GraphNetwork, features: Tensor, chips: Chips, first: _View, second: _View, random: np.random.Generator
+def unsupervised_loss(
+    taught: Answer, learnt: Answer, symmetries: Sequence[Symmetry], chips: Chips, random: np.random.Generator
 ) -> Tensor:
-    """The sum of both heads' losses; `features` are those of the first views, then those of the second."""
+    """The last line of the module's docstring, without its factor.
+
+    Args:
+        taught: the teacher's answer to the chips.
+        learnt: the network's, to the chips turned by `symmetries`.
+        chips: only their usable ground counts.
+        random: draws the displacements.
+    """
+    target = taught.buildings.sigmoid()
+    logits = invert_each(symmetries, learnt.buildings)
+    entropy = torch.special.entr(target) + torch.special.entr(1 - target)
+    divergence = functional.binary_cross_entropy_with_logits(logits, target, reduction="none") - entropy
+    usable = chips.usable.float()
+    loss: Tensor = (divergence * usable).sum() / usable.sum().clamp(min=1)
     mask = feature_mask(chips.usable)
     displacements = random_displacements(DISPLACEMENT, DISPLACEMENTS, random)
-    total = torch.zeros(())
-    for logits in network.clusterings(features):
-        p1, p2 = logits.softmax(dim=1).chunk(2)
-        p1, p2 = invert_each(first.symmetries, p1), invert_each(second.symmetries, p2)
-        total = total + iic_loss(p1, p2, mask, displacements, LAMBDA).value
-    return total
+    for first, second in ((taught.classes, learnt.classes), (taught.clusters, learnt.clusters)):
+        p1, p2 = first.softmax(dim=1), invert_each(symmetries, second.softmax(dim=1))
+        loss = loss + IIC_WEIGHT * iic_loss(p1, p2, mask, displacements, LAMBDA).value
+    return loss

@@ -15,10 +15,20 @@ from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid, OutputExists, OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.few_labels import compare_learners, score, table
-from qgis_iic.training.finetune import fine_tune, fine_tune_file, read_network, supervised_loss
+from qgis_iic.training.finetune import (
+    Answer,
+    fine_tune,
+    fine_tune_file,
+    follow,
+    read_network,
+    supervised_loss,
+    unsupervised_loss,
+)
+from qgis_iic.training.imagery import Chips
 from qgis_iic.training.labelled_chips import CHIP_SIZE, LabelledSampler, read_blocks
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED
 from qgis_iic.training.model_file import read_model, weights_checksum
+from qgis_iic.training.pairs import Symmetry, apply_each
 from qgis_iic.training.places import Place
 from qgis_iic.training.regions import RegionSource
 from tests.rasters import NORTH_UP, write_raster
@@ -106,6 +116,40 @@ def test_the_supervised_loss_by_hand() -> None:
     assert iou == 0.5
 
 
+def test_the_teacher_asks_for_the_same_answer_whichever_way_a_chip_lies() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chips = Chips(torch.zeros(2, 3, 8, 8), *(torch.ones(2, 8, 8, dtype=torch.bool) for _ in range(2)))
+    chips.usable[0, :, :4] = False
+    taught = Answer(*(3 * torch.randn(2, *shape, generator=generator) for shape in ((8, 8), (3, 4, 4), (5, 4, 4))))
+    symmetries = [Symmetry(1, flip=True), Symmetry(2, flip=False)]
+
+    def loss(buildings: torch.Tensor) -> float:
+        learnt = Answer(*(apply_each(symmetries, planes) for planes in (buildings, taught.classes, taught.clusters)))
+        return float(unsupervised_loss(taught, learnt, symmetries, chips, random()))
+
+    agreeing = loss(taught.buildings)
+    # The rest is the IIC term of the clusters, which these answers leave alone.
+    target, others = taught.buildings.sigmoid(), taught.buildings + 1
+    divergence = (
+        target * (target / others.sigmoid()).log() + (1 - target) * ((1 - target) / (1 - others.sigmoid())).log()
+    )
+    assert loss(others) - agreeing == pytest.approx(float(divergence[chips.usable].mean()), rel=1e-3)
+    others = taught.buildings.clone()
+    others[~chips.usable] += 1
+    assert loss(others) == pytest.approx(agreeing, abs=1e-6)
+
+
+def test_the_teacher_follows(model: Path, metadata: ModelMetadata) -> None:
+    network, teacher = (read_network(read_model(model)[0], metadata) for _ in range(2))
+    before = {name: state.clone() for name, state in teacher.state_dict().items()}
+    network.randomise()
+    follow(teacher, network, 0.75)
+    for name, state in network.state_dict().items():
+        if state.is_floating_point():
+            expected = 0.75 * before[name] + 0.25 * state
+            torch.testing.assert_close(teacher.state_dict()[name], expected)
+
+
 @pytest.mark.parametrize("from_scratch", [False, True])
 def test_training_lowers_the_loss(
     model: Path, source: RegionSource, metadata: ModelMetadata, from_scratch: bool
@@ -191,3 +235,5 @@ def test_learners_are_compared_with_the_same_labels(
     text = table(rows).splitlines()
     assert len(text) == 2 + 9
     assert text[0].startswith("| labels | share of the pixels | learner | steps | accuracy | building IoU")
+    (part,) = {row.labels for row in compare_learners(model, place, MINUTES / 60, only="2 t")}
+    assert part == "2 tiles"
