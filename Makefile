@@ -25,6 +25,7 @@ test: setup $(package)
 
 bench: setup
 	$(engine)/python benchmarks/training.py
+	$(engine)/python benchmarks/precisions.py
 
 lint: .venv/engine/.installed
 	$(engine)/ruff check .

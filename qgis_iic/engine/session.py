@@ -36,15 +36,20 @@ _GPU_BATCH = 8
 def model_file(model: str | Path, precision: Precision) -> Path:
     """The sibling of `model` in that precision: `m.onnx` is fp32, `m.fp16.onnx` and `m.int8.onnx` lie beside it.
 
+    A sibling that was made from another state of `model` is refused when it is loaded: see `Session`.
+
     Raises:
         ModelNotFound: there is no such file.
     """
-    path = Path(model)
-    if precision != "fp32":
-        path = path.with_name(f"{path.stem}.{precision}{path.suffix}")
+    path = sibling(Path(model), precision)
     if not os.path.isfile(path):  # noqa: PTH113 - pathlib's raises where a folder above can't be entered
         raise ModelNotFound(f"There is no model at {path}, or its folder can't be read.")
     return path
+
+
+def sibling(model: Path, precision: Precision) -> Path:
+    """Where that precision of the fp32 file `model` lies; whether it is there or not."""
+    return model if precision == "fp32" else model.with_name(f"{model.stem}.{precision}{model.suffix}")
 
 
 class Session:
@@ -65,7 +70,8 @@ class Session:
         batch_size: tiles that are best run together.
 
     Raises:
-        ModelInvalid: not an ONNX model, or one without the inputs, outputs and metadata that the engine needs.
+        ModelInvalid: not an ONNX model, or one without the inputs, outputs and metadata that the engine needs; also one
+            in another precision, where the fp32 file beside it has since got other weights or another mapping.
         ProviderUnavailable: the asked-for provider did not bind.
     """
 
@@ -75,8 +81,9 @@ class Session:
         self._path = path
         self._session = _bind(path, provider)
         self.provider: str = self._session.get_providers()[0]
-        self.metadata = ModelMetadata.from_properties(self._session.get_modelmeta().custom_metadata_map)
+        self.metadata = _metadata(self._session)
         self._check_graph()
+        self._check_original()
         self.building_clusters = self.metadata.building_clusters if building_clusters is None else building_clusters
         check_building_clusters(self.building_clusters or (), self.metadata.clusters)
         self.decision: Decision = self.metadata.decision if building_clusters is None else "clusters"
@@ -132,6 +139,21 @@ class Session:
         bands = inputs[IMAGE_INPUT].shape[1]
         if bands != len(self.metadata.bands):
             raise ModelInvalid(f"{self._path} takes {bands} bands, and its metadata names {len(self.metadata.bands)}.")
+
+    def _check_original(self) -> None:
+        kind = self.metadata.precision.get("kind", "fp32")
+        original = self._path.with_name(self._path.name.replace(f".{kind}.", "."))
+        if original == self._path or not original.is_file():
+            return
+        if not self.metadata.is_made_from(_metadata(_load(original, _PROVIDERS["cpu"]))):
+            raise ModelInvalid(
+                f"{self._path} was made from another state of {original}, which has since got other weights or another "
+                f"mapping. Make it again: iic quantise {original} --precision {kind}."
+            )
+
+
+def _metadata(session: onnxruntime.InferenceSession) -> ModelMetadata:
+    return ModelMetadata.from_properties(session.get_modelmeta().custom_metadata_map)
 
 
 def _bind(path: Path, provider: Provider) -> onnxruntime.InferenceSession:

@@ -149,6 +149,13 @@ class TrainingCollapsed(IicError):
     exit_status = 51
 
 
+class PrecisionInexact(IicError):
+    """A model in another precision finds other buildings than in fp32; it was not written."""
+
+    code = "precision-inexact"
+    exit_status = 52
+
+
 class EngineNotStarted(IicError):
     """The engine's interpreter is missing, can't be run, or lacks a library."""
 

@@ -24,6 +24,9 @@ CLUSTER_LOGITS = "cluster_logits"
 SHARE = "share"
 """The building probability, float32 [N, 1, H, W], 0 to 1."""
 
+COARSE_BUILDING_LOGIT = "coarse_building_logit"
+"""At feature resolution, float32 [N, 1, h, w]."""
+
 _WEIGHT, _BIAS = "building.weight", "building.bias"
 
 
@@ -67,8 +70,8 @@ def cluster_share() -> list[onnx.NodeProto]:
 
 def _head_share() -> list[onnx.NodeProto]:
     return [
-        helper.make_node("Conv", [FEATURES, _WEIGHT, _BIAS], ["coarse_building_logit"], kernel_shape=[1, 1]),
-        upsampled("coarse_building_logit", "building_logit"),
+        helper.make_node("Conv", [FEATURES, _WEIGHT, _BIAS], [COARSE_BUILDING_LOGIT], kernel_shape=[1, 1]),
+        upsampled(COARSE_BUILDING_LOGIT, "building_logit"),
         helper.make_node("Sigmoid", ["building_logit"], [SHARE]),
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -13,7 +13,9 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from qgis_iic.engine.session import sibling
 from qgis_iic.protocol.errors import ModelInvalid, ModelNotFound, OutputNotWritable
+from qgis_iic.protocol.job import Precision
 from qgis_iic.protocol.model_metadata import IMAGE_INPUT, ModelMetadata
 
 FEATURES = "features"
@@ -23,12 +25,32 @@ Tensor = NDArray[Any]
 
 
 def read_model(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
-    """The model and its metadata.
+    """An fp32 model and its metadata.
 
     Raises:
         ModelNotFound: there is no such file.
-        ModelInvalid: not an ONNX model, or one without metadata.
+        ModelInvalid: not an ONNX model, one without metadata, or one in another precision, whose weights are no longer
+            those that labels or training could change.
     """
+    model, metadata = _read(path)
+    if metadata.precision:
+        raise ModelInvalid(f"{path} is the {metadata.precision['kind']} copy of a model. Name the fp32 file instead.")
+    return model, metadata
+
+
+def read_siblings(path: Path) -> dict[Path, ModelMetadata]:
+    """The metadata of the files beside an fp32 model that are this very model in another precision.
+
+    Raises:
+        ModelNotFound, ModelInvalid: see `read_model`.
+    """
+    _, original = read_model(path)
+    beside = (sibling(path, precision) for precision in get_args(Precision) if precision != "fp32")
+    found = {file: _read(file)[1] for file in beside if file.is_file()}
+    return {file: metadata for file, metadata in found.items() if metadata.is_made_from(original)}
+
+
+def _read(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
     try:
         model = onnx.load(path)
     except FileNotFoundError as error:

@@ -69,6 +69,25 @@ def test_precisions_are_siblings(tmp_path: Path) -> None:
         model_file(tmp_path / "m.onnx", "fp16")
 
 
+def test_a_precision_of_another_state_of_its_model_is_refused(tmp_path: Path) -> None:
+    copy = {"precision": {"kind": "int8", "of_weights_sha256": "a"}, "weights_sha256": "b"}
+    brightness_model(tmp_path / "m.int8.onnx", building_clusters=(3,), **copy)
+    Session(tmp_path / "m.int8.onnx", "cpu")  # nothing beside it to compare with
+    for same, facts in [
+        (True, {"weights_sha256": "a", "building_clusters": (3,)}),
+        (True, {"weights_sha256": "a", "building_clusters": (3,), "metrics": {"any": 1}}),
+        (False, {"weights_sha256": "c", "building_clusters": (3,)}),
+        (False, {"weights_sha256": "a", "building_clusters": (2, 3)}),
+        (False, {"weights_sha256": "a", "building_clusters": (3,), "decision": "probability"}),
+    ]:
+        brightness_model(tmp_path / "m.onnx", **facts)
+        if same:
+            Session(tmp_path / "m.int8.onnx", "cpu")
+        else:
+            with pytest.raises(ModelInvalid, match=r"iic quantise .*m\.onnx --precision int8"):
+                Session(tmp_path / "m.int8.onnx", "cpu")
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", bytes(1000)])
 def test_what_is_no_onnx_model_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)

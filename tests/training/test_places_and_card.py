@@ -13,7 +13,7 @@ from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
 from qgis_iic.training.benchmark import run_benchmark
 from qgis_iic.training.export import export
 from qgis_iic.training.matching import match
-from qgis_iic.training.model_card import model_card
+from qgis_iic.training.model_card import model_card, read_copies
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.places import load_protocol
 from qgis_iic.training.regions import RegionSource
@@ -199,4 +199,4 @@ def test_the_card_in_the_repository_is_that_of_the_model(project_folder: Path, n
     model = project_folder / "models" / f"{name}.onnx"
     _, metadata = read_model(model)
     card = (project_folder / "models" / f"{name}.md").read_text(encoding="utf-8")
-    assert card == model_card(metadata, model.name)
+    assert card == model_card(metadata, model.name, read_copies(model))

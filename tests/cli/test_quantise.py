@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from qgis_iic.cli.main import main
+from qgis_iic.training import quantisation
+from qgis_iic.training.export import build_model
+from qgis_iic.training.model_file import weights_checksum, write_model
+from tests.onnx_models import metadata
+from tests.training.networks import untrained_network
+from tests.training.scenes import write_village
+
+PLACES = """
+data = "."
+
+[[place]]
+name = "Village"
+match = [{ imagery = "scene.tif", labels = "labels.tif", window = [0, 0, 150, 300] }]
+score = [{ imagery = "scene.tif", labels = "labels.tif", window = [200, 0, 200, 300] }]
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Of an untrained network, beside a village with its labels."""
+    write_village(tmp_path, 400)
+    (tmp_path / "places.toml").write_text(PLACES, encoding="utf-8")
+    proto = build_model(untrained_network("plain"), ((100.0,) * 3, (50.0,) * 3))
+    facts = metadata(
+        clusters=7, building_clusters=(1, 4), tile_size=128, halo=20, stride=2, weights_sha256=weights_checksum(proto)
+    )
+    write_model(proto, facts, tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def invoke(command: str, *arguments: object) -> Result:
+    return CliRunner().invoke(main, [command, *map(str, arguments)])
+
+
+def test_a_copy_is_made_and_used(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantisation, "LEAST_AGREEMENT", 0.5)  # of random weights nothing can be asked
+    monkeypatch.setattr(quantisation, "LARGEST_LOSS", 1.0)
+    folder = model.parent
+    done = invoke("quantise", model, "--precision", "int8", "--imagery", folder / "scene.tif")
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("scene.tif: building masks agree on ")
+    assert "IoU" not in done.output
+    arguments = (folder / "scene.tif", "--model", model, "--precision", "int8", "--output", folder / "classes.tif")
+    used = invoke("segment", *arguments)
+    assert used.exit_code == 0, used.output
+
+    places = ("--places", folder / "places.toml", "--card", folder / "m.md")
+    done = invoke("quantise", model, "--precision", "fp16", *places)
+    assert done.exit_code == 0, done.output
+    assert "building IoU" in done.output
+    card = (folder / "m.md").read_text(encoding="utf-8")
+    assert "| `m.int8.onnx` | " in card
+    assert "| `m.fp16.onnx` | " in card
+
+    matched = invoke("match", model, "--building", "1", "--output", model)
+    assert matched.exit_code == 0, matched.output
+    used = invoke("segment", *arguments, "--overwrite")
+    assert used.exit_code == 21
+    assert "iic quantise" in used.output
+
+
+def test_a_copy_that_is_not_exact_enough_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantisation, "LEAST_AGREEMENT", 1.01)
+    done = invoke("quantise", model, "--precision", "fp16", "--imagery", model.with_name("scene.tif"))
+    assert done.exit_code == 52
+    assert "precision-inexact" in done.output
+    assert not model.with_name("m.fp16.onnx").exists()
+
+
+def test_imagery_or_places(model: Path) -> None:
+    for options in ((), ("--imagery", "scene.tif", "--places", "places.toml")):
+        done = invoke("quantise", model, "--precision", "int8", *options)
+        assert done.exit_code == 2
+        assert "Name --imagery, or --places" in done.output
+    missing = invoke("quantise", model, "--precision", "int8", "--imagery", model.with_name("none.tif"))
+    assert missing.exit_code == 11
