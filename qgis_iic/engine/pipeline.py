@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pyproj
 from affine import Affine
@@ -16,7 +17,7 @@ from qgis_iic import __version__
 from qgis_iic.engine import class_raster, geopackage
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock
-from qgis_iic.engine.footprints import footprints
+from qgis_iic.engine.footprints import footprints, in_reading_order
 from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder
 from qgis_iic.engine.overlap import one_ahead
@@ -24,7 +25,7 @@ from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
 from qgis_iic.engine.session import Session, model_file
 from qgis_iic.engine.stitching import Planes, Strip, strips
 from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
-from qgis_iic.engine.vectorization import Component, Vectorizer
+from qgis_iic.engine.vectorization import Components, Vectorizer
 from qgis_iic.protocol.errors import ModelNotMatched
 from qgis_iic.protocol.events import Emit, Layer, Progress, Result, Started, Warned
 from qgis_iic.protocol.job import Job, Source
@@ -227,20 +228,13 @@ def _extract(
     for source, made in zip(job.sources, plans, strict=True):
         smallest = _SPECK * job.min_area / made.reader.pixel_area
         vectorizer = Vectorizer(deciding, smallest)
-        components: list[Component] = []
+        tables = []
         with _strips(session, made, clock, progress) as answered:
             for strip in answered:
                 with clock.stage("vectorize"):
-                    components += vectorizer.feed(strip)
+                    tables.append(_footprints(vectorizer.feed(strip), made, job))
         with clock.stage("vectorize"):
-            components += vectorizer.finish()
-            table = footprints(
-                components,
-                made.reader.grid.transform,
-                made.raster.crs,
-                min_area=job.min_area,
-                max_hole_area=job.max_hole_area,
-            )
+            table = in_reading_order([*tables, _footprints(vectorizer.finish(), made, job)])
         layers.append(BuildingLayer(source.layer, table, _provenance(job, session, made)))
     progress.check()
     with clock.stage("write"):
@@ -248,6 +242,14 @@ def _extract(
     return tuple(
         Layer(source.path, layer.name, len(layer.table), float(layer.table["area_m2"].sum()))
         for source, layer in zip(job.sources, layers, strict=True)
+    )
+
+
+def _footprints(components: Components, made: Plan, job: Job) -> geopandas.GeoDataFrame:
+    grid = made.reader.grid
+    about = grid.transform @ (grid.width / 2, grid.height / 2)
+    return footprints(
+        components, grid.transform, made.raster.crs, about, min_area=job.min_area, max_hole_area=job.max_hole_area
     )
 
 
