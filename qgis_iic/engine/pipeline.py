@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import geopandas
 import numpy as np
 import pyproj
+import rasterio
 from affine import Affine
 
 from qgis_iic import __version__
@@ -22,7 +24,7 @@ from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder
 from qgis_iic.engine.overlap import one_ahead
 from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
-from qgis_iic.engine.session import Session, model_file
+from qgis_iic.engine.session import Session
 from qgis_iic.engine.stitching import Planes, Strip, strips
 from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
 from qgis_iic.engine.vectorization import Components, Vectorizer
@@ -34,6 +36,22 @@ from qgis_iic.protocol.model_metadata import ModelMetadata
 _SPECK = 0.5
 """Share of the minimum area below which a component is not even traced. The area of a pixel is that at the raster's
 centre here; elsewhere it differs by much less than this leaves room for, and the exact minimum is applied later."""
+
+
+_MEMORY = 1500
+"""MB that a run on a CPU may take where the job does not say."""
+
+_CACHE_SHARE = 0.08
+"""Of the memory, for decoded blocks: enough to find those under the halo between two rows of tiles again."""
+
+_OF_LIBRARIES = 250e6
+"""Bytes that the process takes whatever it works on, the labels of a strip included."""
+
+_PER_TILE_PIXEL = 2600
+"""Bytes in ONNX Runtime, measured with full and quarter width networks: upsampled logits and the widest layers."""
+
+_PER_STRIP_PIXEL = 3 * 3
+"""Bytes: three planes of the strip that is made, the one that waits, and the one that is used."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +77,17 @@ class Plan:
         return sum(map(len, self.rows))
 
 
-def plan(raster: Raster, source: Source, metadata: ModelMetadata, tile_size: int | None = None) -> Plan:
+def plan(
+    raster: Raster, source: Source, metadata: ModelMetadata, tile_size: int | None = None, memory: int | None = None
+) -> Plan:
     """Bands, working grid and tiles of an open raster.
+
+    Args:
+        raster: open.
+        source: says what of it.
+        metadata: of the model.
+        tile_size: as the job has it; None for the model's own, or less where `memory` asks for it.
+        memory: as the job has it.
 
     Raises:
         ModelBandsMismatch, SourceUnsuitable, WindowOutside, JobInvalid, SourceCorrupt
@@ -75,7 +102,7 @@ def plan(raster: Raster, source: Source, metadata: ModelMetadata, tile_size: int
         grid.width,
         grid.height,
         window,
-        tile_size=tile_size or metadata.tile_size,
+        tile_size=tile_size or _tile_size_within(memory, metadata, window.width),
         halo=metadata.halo,
         stride=metadata.stride,
     )
@@ -96,21 +123,28 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
     clock = Clock()
     _check_output(job)
     with clock.stage("model"):
-        session = Session(model_file(job.model, job.precision), job.provider, job.building_clusters)
+        session = Session(Path(job.model), job.provider, job.building_clusters, job.precision)
     cancellation.reach(session.cancel)
     if job.task == "extract" and session.decision == "clusters" and session.building_clusters is None:
         raise ModelNotMatched(
             f"{job.model} does not know yet which of its {session.metadata.clusters} clusters are buildings. "
             "Match them with a few examples first: iic match."
         )
-    with ExitStack() as rasters, scratch_folder(job) as scratch:
+    cache = rasterio.Env(GDAL_CACHEMAX=_CACHE_SHARE * (job.memory or _MEMORY) * 1e6)
+    with cache, ExitStack() as rasters, scratch_folder(job) as scratch:
         plans = [
-            plan(rasters.enter_context(open_raster(source.path, source.crs)), source, session.metadata, job.tile_size)
+            plan(
+                rasters.enter_context(open_raster(source.path, source.crs)),
+                source,
+                session.metadata,
+                job.tile_size,
+                job.memory,
+            )
             for source in job.sources
         ]
         for warning in (text for each in plans for text in _warnings(each, session.metadata)):
             emit(Warned(warning))
-        emit(Started(session.provider, job.model, sum(each.tiles for each in plans)))
+        emit(Started(session.provider, str(session.path), sum(each.tiles for each in plans)))
         progress = _Progress(plans, clock, emit, cancellation)
         work = _extract if job.task == "extract" else _segment
         layers = work(job, session, plans, scratch, clock, progress)
@@ -139,6 +173,19 @@ def class_map(
         planes = answer(session, made)
     transform = made.reader.grid.transform @ Affine.translation(made.window.col, made.window.row)
     return planes, transform, raster.crs
+
+
+def _tile_size_within(memory: int | None, metadata: ModelMetadata, width: int) -> int:
+    """Largest side of a tile for which a run on a CPU stays within `memory` MB, over strips of `width` pixels.
+
+    Without a limit of the job it is the model's own at most: larger ones save little but memory.
+    """
+    limit = memory or _MEMORY
+    left = (1 - _CACHE_SHARE) * limit * 1e6 - _OF_LIBRARIES
+    of_strip = _PER_STRIP_PIXEL * width
+    side = int((math.sqrt(of_strip**2 + 4 * _PER_TILE_PIXEL * left) - of_strip) / (2 * _PER_TILE_PIXEL))
+    side = max(side // metadata.stride * metadata.stride, 4 * metadata.halo)
+    return min(side, metadata.tile_size) if memory is None else side
 
 
 def answer(session: Session, made: Plan) -> Planes:
@@ -269,7 +316,7 @@ def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:
         "IIC_DECISION": session.decision,
         "IIC_BUILDING_CLUSTERS": ",".join(map(str, session.building_clusters or ())),
         "IIC_PROVIDER": session.provider,
-        "IIC_PRECISION": job.precision,
+        "IIC_PRECISION": session.precision,
         "IIC_MIN_AREA_M2": repr(job.min_area),
         "IIC_MAX_HOLE_AREA_M2": repr(job.max_hole_area),
         "IIC_VERSION": __version__,
