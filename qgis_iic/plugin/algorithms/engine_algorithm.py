@@ -166,7 +166,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                     ),
                     tr(
                         "Where the network runs. auto takes the fastest that is usable, a GPU or the CPU; TensorRT "
-                        "only where it is asked for. If one is asked for and can't be used, the run ends with the reason."
+                        "only where it is asked for. The run ends with the reason where the one asked for is not."
                     ),
                 )
             )
@@ -200,7 +200,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                         minValue=1,
                     ),
                     tr(
-                        "Largest side of the tiles. By default the model's own. Smaller ones need less memory and more time."
+                        "Largest side of the tiles. By default the model's own. Smaller ones need less memory."
                     ),
                 )
             )
