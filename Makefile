@@ -24,6 +24,7 @@ test: setup $(package)
 	QT_QPA_PLATFORM=offscreen $(qgis)/python -m pytest tests/plugin tests/integration
 
 bench: setup
+	$(engine)/python benchmarks/inference.py
 	$(engine)/python benchmarks/training.py
 
 lint: .venv/engine/.installed

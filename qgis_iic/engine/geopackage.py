@@ -27,6 +27,9 @@ _APPLICATION_ID = slice(68, 72)
 _GEOPACKAGE_IDS = (b"GPKG", b"GP10", b"GP11")
 _BUSY_SECONDS = 30
 _ATTEMPTS = 5
+_ROWS_AT_ONCE = 10_000
+"""All polygons of a large raster once more, as the format has them, would take as much memory again."""
+
 _VERSION = "1.3"
 """Newest version of the format that the GDAL of QGIS 3.40 reads without a warning."""
 
@@ -112,17 +115,18 @@ def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, 
 def _write(path: Path, layers: Sequence[BuildingLayer], existing: dict[str, str]) -> None:
     """Writes layers into a file that only this process has open; `existing` spells the layers that are replaced."""
     for layer in layers:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*crs.*was not provided.*")
-            layer.table.to_file(
-                path,
-                layer=existing.get(layer.name.casefold(), layer.name),
-                driver="GPKG",
-                engine="pyogrio",
-                geometry_type="Polygon",
-                layer_metadata=layer.provenance,
-                dataset_options={"VERSION": _VERSION},
-            )
+        facts = {"layer_metadata": layer.provenance, "dataset_options": {"VERSION": _VERSION}}
+        for start in range(0, max(1, len(layer.table)), _ROWS_AT_ONCE):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*crs.*was not provided.*")
+                layer.table.iloc[start : start + _ROWS_AT_ONCE].to_file(
+                    path,
+                    layer=existing.get(layer.name.casefold(), layer.name),
+                    driver="GPKG",
+                    engine="pyogrio",
+                    geometry_type="Polygon",
+                    **({"mode": "w", **facts} if start == 0 else {"mode": "a"}),
+                )
 
 
 @contextmanager

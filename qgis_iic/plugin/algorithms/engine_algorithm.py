@@ -199,9 +199,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                         optional=True,
                         minValue=1,
                     ),
-                    tr(
-                        "Largest side of the tiles. By default the model's own. Smaller ones need less memory."
-                    ),
+                    tr("Largest side of the tiles. By default the model's own. Smaller ones need less memory."),
                 )
             )
         )
