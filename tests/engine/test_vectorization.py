@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
+from qgis_iic.engine import vectorization
 from qgis_iic.engine.stitching import Strip
 from qgis_iic.engine.tiling import Window
 from qgis_iic.engine.vectorization import Components, Vectorizer, building_mask
@@ -153,6 +154,23 @@ def test_only_specks_are_left_out(clusters: np.ndarray, cuts: list[int], smalles
         return [part for part in components if shapely.Polygon(part.polygon.exterior).area >= smallest]
 
     assert outlines(large(vectorize(clusters, cuts, smallest=smallest))) == outlines(large(vectorize(clusters, [])))
+
+
+def test_a_strip_is_the_same_whatever_is_labelled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clusters = np.random.default_rng(0).choice(np.array([0, 1, 3, 255], np.uint8), (40, 30))
+    whole = outlines(vectorize(clusters, []))
+    monkeypatch.setattr(vectorization, "_PIXELS_AT_ONCE", 200)
+    assert outlines(vectorize(clusters, [])) == whole
+
+
+def test_ground_closed_in_by_pixels_that_touch_is_a_hole() -> None:
+    """Between the two pieces of ground, and beside the second, pixels of one building meet at a corner only."""
+    clusters = np.array([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 1], [0, 1, 1, 1]], np.uint8)
+    for cuts in ([], [1], [2], [1, 2, 3]):
+        (part,) = vectorize(clusters, cuts)
+        assert shapely.is_valid(part.polygon)
+        assert [shapely.Polygon(ring).area for ring in part.polygon.interiors] == [1, 1]
+        assert part.polygon.area == part.pixels == 11
 
 
 def test_specks_are_left_out() -> None:
