@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -43,7 +44,7 @@ def footprints(
         max_hole_area: holes up to this size are filled; m2.
 
     Returns:
-        The columns of `in_reading_order` but `id`, and those of `_POSITION`.
+        The columns of `FootprintFile.tables` but `id`, and those of `_POSITION`.
     """
     # In normal form, so that the strips in which an outline was traced don't show in the order of its vertices.
     polygons = _to_coordinates(shapely.normalize(components.polygons), transform)
@@ -60,21 +61,57 @@ def footprints(
     return geopandas.GeoDataFrame(columns, geometry=polygons[kept], crs=crs)
 
 
-def in_reading_order(tables: Sequence[geopandas.GeoDataFrame]) -> geopandas.GeoDataFrame:
-    """The building layer.
+class FootprintFile:
+    """The footprints of a raster, whose polygons lie in a file: in memory each takes some hundred bytes only.
 
     Args:
-        tables: of `footprints`, at least one, all of one raster.
+        path: of the file, which is made.
+        crs: of the polygons.
+    """
 
-    Returns:
+    def __init__(self, path: Path, crs: pyproj.CRS | None) -> None:
+        self._path = path
+        self._crs = crs
+        self._size = 0
+        self._facts: list[pandas.DataFrame] = []
+        path.write_bytes(b"")
+
+    def __len__(self) -> int:
+        return sum(map(len, self._facts))
+
+    @property
+    def area(self) -> float:
+        """Of all footprints, in m2."""
+        return float(sum(facts["area_m2"].sum() for facts in self._facts))
+
+    def add(self, table: geopandas.GeoDataFrame) -> None:
+        """Takes a table of `footprints`; raises OSError where the disk does not."""
+        polygons = shapely.to_wkb(table.geometry.to_numpy())
+        sizes = np.array([len(polygon) for polygon in polygons], np.int64)
+        with self._path.open("ab") as file:
+            file.write(b"".join(polygons))
+        self._facts.append(table.drop(columns="geometry").assign(end=self._size + sizes.cumsum(), size=sizes))
+        self._size += int(sizes.sum())
+
+    def tables(self, rows: int) -> Iterator[geopandas.GeoDataFrame]:
+        """The building layer, `rows` footprints at a time; one table without rows where there is none.
+
         One row a footprint, from top to bottom and left to right in the raster, with the columns `id` (from 1),
         `cluster` (the most frequent one), `area_m2` and `perimeter_m` (on the ellipsoid, holes included), `confidence`
         (mean building probability, 0 to 1, before filling) and `geometry`.
-    """
-    some = [table for table in tables if len(table)] or tables[:1]
-    table = pandas.concat(some, ignore_index=True).sort_values(_POSITION, ignore_index=True).drop(columns=_POSITION)
-    table.insert(0, "id", np.arange(1, len(table) + 1, dtype=np.int64))
-    return table
+        """
+        some = [facts for facts in self._facts if len(facts)] or self._facts[:1]
+        facts = pandas.concat(some).sort_values(_POSITION, ignore_index=True)
+        facts.insert(0, "id", np.arange(1, len(facts) + 1, dtype=np.int64))
+        with self._path.open("rb") as file:
+            for start in range(0, max(1, len(facts)), rows):
+                part = facts.iloc[start : start + rows]
+                polygons = []
+                for end, size in zip(part["end"], part["size"], strict=True):
+                    file.seek(end - size)
+                    polygons.append(file.read(size))
+                columns = part.drop(columns=[*_POSITION, "end", "size"])
+                yield geopandas.GeoDataFrame(columns, geometry=shapely.from_wkb(polygons), crs=self._crs)
 
 
 def measure(polygons: Polygons, crs: pyproj.CRS | None, about: Point) -> tuple[Doubles, Doubles]:

@@ -9,7 +9,6 @@ from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import geopandas
 import numpy as np
 import pyproj
 import rasterio
@@ -19,9 +18,9 @@ from qgis_iic import __version__
 from qgis_iic.engine import class_raster, geopackage
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock
-from qgis_iic.engine.footprints import footprints, in_reading_order
+from qgis_iic.engine.footprints import FootprintFile, footprints
 from qgis_iic.engine.geopackage import BuildingLayer
-from qgis_iic.engine.outputs import check_is_no_source, scratch_folder
+from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.overlap import one_ahead
 from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
 from qgis_iic.engine.session import Session
@@ -272,32 +271,34 @@ def _extract(
 ) -> tuple[Layer, ...]:
     layers = []
     deciding = None if session.decision == "probability" else session.building_clusters or ()
-    for source, made in zip(job.sources, plans, strict=True):
+    for number, (source, made) in enumerate(zip(job.sources, plans, strict=True)):
         smallest = _SPECK * job.min_area / made.reader.pixel_area
         vectorizer = Vectorizer(deciding, smallest)
-        tables = []
+        found = FootprintFile(scratch / f"footprints{number}.wkb", made.raster.crs)
         with _strips(session, made, clock, progress) as answered:
             for strip in answered:
                 with clock.stage("vectorize"):
-                    tables.append(_footprints(vectorizer.feed(strip), made, job))
+                    _add(found, vectorizer.feed(strip), made, job)
         with clock.stage("vectorize"):
-            table = in_reading_order([*tables, _footprints(vectorizer.finish(), made, job)])
-        layers.append(BuildingLayer(source.layer, table, _provenance(job, session, made)))
+            _add(found, vectorizer.finish(), made, job)
+        layers.append(BuildingLayer(source.layer, found, _provenance(job, session, made)))
     progress.check()
     with clock.stage("write"):
         geopackage.write_layers(Path(job.output), layers, scratch, overwrite=job.overwrite)
     return tuple(
-        Layer(source.path, layer.name, len(layer.table), float(layer.table["area_m2"].sum()))
+        Layer(source.path, layer.name, len(layer.footprints), layer.footprints.area)
         for source, layer in zip(job.sources, layers, strict=True)
     )
 
 
-def _footprints(components: Components, made: Plan, job: Job) -> geopandas.GeoDataFrame:
+def _add(found: FootprintFile, components: Components, made: Plan, job: Job) -> None:
     grid = made.reader.grid
     about = grid.transform @ (grid.width / 2, grid.height / 2)
-    return footprints(
+    table = footprints(
         components, grid.transform, made.raster.crs, about, min_area=job.min_area, max_hole_area=job.max_hole_area
     )
+    with write_errors(Path(job.output)):
+        found.add(table)
 
 
 def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import geopandas
 import numpy as np
+import pandas
 import pyproj
 import pytest
 import shapely
@@ -11,7 +15,7 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qgis_iic.engine.footprints import footprints, in_reading_order, measure
+from qgis_iic.engine.footprints import FootprintFile, footprints, measure
 from qgis_iic.engine.vectorization import Components
 from tests.rasters import NORTH_UP
 
@@ -29,7 +33,19 @@ def table_of(
     parts: Components, transform: Affine, crs: pyproj.CRS | None, *, min_area: float = 0, max_hole_area: float = 0
 ) -> geopandas.GeoDataFrame:
     about = transform @ (50, 50)
-    return in_reading_order([footprints(parts, transform, crs, about, min_area=min_area, max_hole_area=max_hole_area)])
+    return gathered([footprints(parts, transform, crs, about, min_area=min_area, max_hole_area=max_hole_area)], crs)
+
+
+def gathered(tables: list[geopandas.GeoDataFrame], crs: pyproj.CRS | None, rows: int = 1000) -> geopandas.GeoDataFrame:
+    with tempfile.TemporaryDirectory() as folder:
+        found = FootprintFile(Path(folder) / "f.wkb", crs)
+        for table in tables:
+            found.add(table)
+        assert len(found) == sum(map(len, tables))
+        parts = list(found.tables(rows))
+        assert found.area == pytest.approx(sum(part["area_m2"].sum() for part in parts))
+    assert all(len(part) == rows for part in parts[:-1])
+    return pandas.concat(parts, ignore_index=True)
 
 
 def court(side: int, hole: int) -> shapely.Polygon:
@@ -99,12 +115,14 @@ def test_the_minimum_counts_after_filling() -> None:
     np.testing.assert_allclose(table["area_m2"], [100])
 
 
-def test_rows_are_in_reading_order_whatever_the_components_order() -> None:
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_rows_are_in_reading_order_whatever_the_components_order(rows: int) -> None:
     boxes = [shapely.box(0, 0, 5, 5), shapely.box(20, 0, 25, 5), shapely.box(3, 9, 8, 12)]
     batches = [components(boxes[2], first=2), components(), components(*boxes[:2])]
-    table = in_reading_order(
-        [footprints(batch, NORTH_UP, UTM, (5e5, 3e6), min_area=0, max_hole_area=0) for batch in batches]
-    )
+    tables = [footprints(batch, NORTH_UP, UTM, (5e5, 3e6), min_area=0, max_hole_area=0) for batch in batches]
+    table = gathered(tables, UTM, rows)
+    expected = [shapely.affinity.affine_transform(box, NORTH_UP.to_shapely()) for box in boxes]
+    assert shapely.equals(table.geometry.to_numpy(), expected).all()
     assert table["id"].tolist() == [1, 2, 3]
     assert table["cluster"].tolist() == [0, 1, 2]
     assert table["confidence"].tolist() == [0, 0.25, 0.5]

@@ -16,11 +16,13 @@ import pytest
 import shapely
 
 from qgis_iic.engine import geopackage
-from qgis_iic.engine.footprints import footprints, in_reading_order
+from qgis_iic.engine.footprints import FootprintFile, footprints
 from qgis_iic.engine.geopackage import BuildingLayer, check_target, write_layers
 from qgis_iic.engine.vectorization import Components
 from qgis_iic.protocol.errors import LayerExists, OutputIsOtherKind, OutputNotWritable
 from tests.rasters import NORTH_UP
+
+FOLDER = tempfile.TemporaryDirectory()
 
 
 def layer(name: str, count: int) -> BuildingLayer:
@@ -28,7 +30,9 @@ def layer(name: str, count: int) -> BuildingLayer:
     boxes = shapely.box(9 * numbers, 0, 9 * numbers + 5, 5)
     parts = Components(boxes, numbers, np.full(count, 25), np.full(count, 0.5))
     table = footprints(parts, NORTH_UP, pyproj.CRS("EPSG:32645"), (5e5, 3e6), min_area=0, max_hole_area=0)
-    return BuildingLayer(name, in_reading_order([table]), {"IIC_MODEL": "m"})
+    found = FootprintFile(Path(FOLDER.name) / f"{name}{count}.wkb", pyproj.CRS("EPSG:32645"))
+    found.add(table)
+    return BuildingLayer(name, found, {"IIC_MODEL": "m"})
 
 
 def write(path: Path, *layers: BuildingLayer) -> None:
@@ -53,7 +57,7 @@ def test_a_layer_comes_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "b.gpkg"
     write(path, layer("first", 3))
     read = geopandas.read_file(path)
-    made = layer("first", 3).table
+    (made,) = layer("first", 3).footprints.tables(10)
     assert read.crs.to_epsg() == 32645
     assert read.geom_equals(made.geometry).all()
     for column in ("id", "cluster", "area_m2", "perimeter_m", "confidence"):
