@@ -66,7 +66,7 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--tile-size", type=click.IntRange(min=1),
                      help="Largest side of the tiles in pixels, halo included; the answer does not depend on it.  "
                      "[default: what the memory allows]"),
-        click.option("--memory", type=click.IntRange(min=400), metavar="MB",
+        click.option("--memory", type=click.IntRange(min=600), metavar="MB",
                      help="Memory that a run on a CPU may take: with more, tiles are larger and overlap less.  "
                      "[default: 1500, and tiles of the model's size at most]"),
         click.option("--provider", type=click.Choice(get_args(Provider)), default="auto",

@@ -43,8 +43,8 @@ _MEMORY = 1500
 _CACHE_SHARE = 0.08
 """Of the memory, for decoded blocks: enough to find those under the halo between two rows of tiles again."""
 
-_OF_LIBRARIES = 250e6
-"""Bytes that the process takes whatever it works on, the labels of a strip included."""
+_OF_PROCESS = 400e6
+"""Bytes that a run takes whatever it works on, measured: half of them libraries, half arrays of a tile or some rows."""
 
 _PER_TILE_PIXEL = 2600
 """Bytes in ONNX Runtime, measured with full and quarter width networks: upsampled logits and the widest layers."""
@@ -180,7 +180,7 @@ def _tile_size_within(memory: int | None, metadata: ModelMetadata, width: int) -
     Without a limit of the job it is the model's own at most: larger ones save little but memory.
     """
     limit = memory or _MEMORY
-    left = (1 - _CACHE_SHARE) * limit * 1e6 - _OF_LIBRARIES
+    left = (1 - _CACHE_SHARE) * limit * 1e6 - _OF_PROCESS
     of_strip = _PER_STRIP_PIXEL * width
     side = int((math.sqrt(of_strip**2 + 4 * _PER_TILE_PIXEL * left) - of_strip) / (2 * _PER_TILE_PIXEL))
     side = max(side // metadata.stride * metadata.stride, 4 * metadata.halo)

@@ -28,8 +28,8 @@ Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 Corners = NDArray[np.void]
 
-_PIXELS_AT_ONCE = 4_000_000
-"""Pixels that are labelled together: memory does not grow with the strip, and they stay in the processor's cache."""
+_PIXELS_AT_ONCE = 1_000_000
+"""Pixels that are labelled together: memory does not grow with the strip, and some stay in the processor's cache."""
 
 _CORNER = np.dtype(
     [

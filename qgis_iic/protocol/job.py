@@ -179,7 +179,7 @@ def _check(job: Job) -> None:
     _require(job.task == "extract" or len(job.sources) == 1, "the task `segment` takes one raster")
     _require(job.tile_size is None or _is_count(job.tile_size), "`tile_size` must be a positive whole number")
     _require(
-        job.memory is None or _is_count(job.memory, least=400), "`memory` must be a whole number of MB from 400 up"
+        job.memory is None or _is_count(job.memory, least=600), "`memory` must be a whole number of MB from 600 up"
     )
     for name in ("min_area", "max_hole_area"):
         value = getattr(job, name)
