@@ -6,6 +6,7 @@ a session counts as bound only where it names the provider itself, and what was 
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -85,7 +86,7 @@ def bind(model: Path | bytes, provider: str) -> onnxruntime.InferenceSession:
     options.enable_mem_pattern = provider != "directml"
     with _native_messages(provider != "cpu") as messages:
         if provider in ("cuda", "tensorrt"):
-            with redirect_stdout(sys.stderr):  # it prints what it does not find
+            with redirect_stdout(io.StringIO()):  # it prints what it does not find, which the session then reports
                 onnxruntime.preload_dlls()
         try:
             session = onnxruntime.InferenceSession(
