@@ -24,8 +24,8 @@ test: setup $(package)
 	QT_QPA_PLATFORM=offscreen $(qgis)/python -m pytest tests/plugin tests/integration
 
 bench: setup
+	$(engine)/python benchmarks/inference.py
 	$(engine)/python benchmarks/training.py
-	$(engine)/python benchmarks/precisions.py
 
 lint: .venv/engine/.installed
 	$(engine)/ruff check .

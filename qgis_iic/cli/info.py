@@ -1,4 +1,4 @@
-"""`iic info`: what a model file says of itself."""
+"""`iic info`: what a model file says of itself, and where it can run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ import click
 from qgis_iic.cli.run import PATH, named_errors
 
 
-@click.command(short_help="What a model file says of itself.")
+@click.command(short_help="What a model file says of itself, and what networks can run on.")
 @named_errors
-@click.argument("model", type=PATH)
-def command(model: Path) -> None:
-    """Prints the metadata of an ONNX MODEL as JSON."""
-    from qgis_iic.engine.session import Session, model_file
+@click.argument("model", type=PATH, required=False)
+@click.option("--devices", is_flag=True, help="Which providers bind on this machine, and why the others do not.")
+def command(model: Path | None, devices: bool) -> None:
+    """Prints the metadata of an ONNX MODEL as JSON, or what networks can run on here."""
+    if devices == (model is not None):
+        raise click.UsageError("Name a model, or ask for --devices.")
+    if devices:
+        from qgis_iic.engine.providers import survey
 
-    click.echo(json.dumps(asdict(Session(model_file(model, "fp32"), "cpu").metadata), indent=2))
+        for provider, problem in survey().items():
+            click.echo(f"{provider:10}{problem or 'usable'}")
+    if model is not None:
+        from qgis_iic.engine.session import Session
+
+        click.echo(json.dumps(asdict(Session(model, "cpu").metadata), indent=2))

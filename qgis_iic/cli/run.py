@@ -7,13 +7,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from qgis_iic.protocol.errors import IicError
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, encode
-from qgis_iic.protocol.job import Job, names_a_file
+from qgis_iic.protocol.job import Job, Precision, Provider, names_a_file
 
 PATH = click.Path(path_type=Path)
 
@@ -64,12 +64,17 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--window", callback=numbers(4), metavar="COL,ROW,WIDTH,HEIGHT",
                      help="Part of the raster, in its own pixels.  [default: all of it]"),
         click.option("--tile-size", type=click.IntRange(min=1),
-                     help="Side of the tiles in pixels, halo included; the answer does not depend on it.  "
-                     "[default: the model's]"),
-        click.option("--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto",
-                     help="Where the network runs."),
-        click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), default="fp32",
-                     help="Which of the model's sibling files to run."),
+                     help="Largest side of the tiles in pixels, halo included; the answer does not depend on it.  "
+                     "[default: what the memory allows]"),
+        click.option("--memory", type=click.IntRange(min=600), metavar="MB",
+                     help="Memory that a run on a CPU may take: with more, tiles are larger and overlap less.  "
+                     "[default: 1500, and tiles of the model's size at most]"),
+        click.option("--provider", type=click.Choice(get_args(Provider)), default="auto",
+                     help="Where the network runs; auto takes the fastest that `iic info --devices` finds usable, "
+                     "TensorRT not among them."),
+        click.option("--precision", type=click.Choice(get_args(Precision)), default="fp32",
+                     help="Which of the model's sibling files to run; auto takes the fastest here, and the answer may "
+                     "then differ from that of another machine."),
         click.option("--overwrite", is_flag=True, help="Replace what is there under the same name."),
         click.option("--events", type=click.Choice(["text", "json"]), default="text",
                      help="A progress bar, or one JSON object a line on standard output."),

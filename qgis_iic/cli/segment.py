@@ -22,6 +22,7 @@ def command(
     bands: tuple[int, ...] | None,
     window: Window | None,
     tile_size: int | None,
+    memory: int | None,
     provider: Provider,
     precision: Precision,
     overwrite: bool,
@@ -40,6 +41,7 @@ def command(
         provider=provider,
         precision=precision,
         tile_size=tile_size,
+        memory=memory,
         overwrite=overwrite,
     )
     result = run_job(job, events)

@@ -2,78 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from pathlib import Path
 
 import geopandas
 import numpy as np
+import pandas
 import pyproj
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
 from qgis_iic.engine.raster import to_geographic
-from qgis_iic.engine.vectorization import Component
+from qgis_iic.engine.vectorization import Components
 
 Polygons = NDArray[np.object_]
 Doubles = NDArray[np.float64]
+Point = tuple[float, float]
+
+_POSITION = ["top", "left", "bottom", "right", "pixels"]
+"""Top edge, then left edge; the lowest and rightmost ends and the size settle ties between interlocked outlines."""
 
 
 def footprints(
-    components: Sequence[Component],
+    components: Components,
     transform: Affine,
     crs: pyproj.CRS | None,
+    about: Point,
     *,
     min_area: float,
     max_hole_area: float,
 ) -> geopandas.GeoDataFrame:
-    """The building layer.
+    """The footprints of some of a raster's components.
 
     Args:
         components: in any order.
         transform: from working pixels to coordinates.
         crs: of those coordinates; None takes them as metres.
+        about: coordinates of the raster's centre, see `measure`.
         min_area: smaller footprints, after filling their holes, are dropped; m2.
         max_hole_area: holes up to this size are filled; m2.
 
     Returns:
+        The columns of `FootprintFile.tables` but `id`, and those of `_POSITION`.
+    """
+    # In normal form, so that the strips in which an outline was traced don't show in the order of its vertices.
+    polygons = _to_coordinates(shapely.normalize(components.polygons), transform)
+    polygons = _fill_holes(polygons, crs, about, max_hole_area)
+    areas, perimeters = measure(polygons, crs, about)
+    kept = areas >= min_area
+    left, top, right, bottom = shapely.bounds(components.polygons[kept]).T
+    columns = {
+        "cluster": components.cluster[kept],
+        "area_m2": areas[kept],
+        "perimeter_m": perimeters[kept],
+        "confidence": components.confidence[kept],
+    } | dict(zip(_POSITION, (top, left, bottom, right, components.pixels[kept]), strict=True))
+    return geopandas.GeoDataFrame(columns, geometry=polygons[kept], crs=crs)
+
+
+class FootprintFile:
+    """The footprints of a raster, whose polygons lie in a file: in memory each takes some hundred bytes only.
+
+    Args:
+        path: of the file, which is made.
+        crs: of the polygons.
+    """
+
+    def __init__(self, path: Path, crs: pyproj.CRS | None) -> None:
+        self._path = path
+        self._crs = crs
+        self._size = 0
+        self._facts: list[pandas.DataFrame] = []
+        path.write_bytes(b"")
+
+    def __len__(self) -> int:
+        return sum(map(len, self._facts))
+
+    @property
+    def area(self) -> float:
+        """Of all footprints, in m2."""
+        return float(sum(facts["area_m2"].sum() for facts in self._facts))
+
+    def add(self, table: geopandas.GeoDataFrame) -> None:
+        """Takes a table of `footprints`; raises OSError where the disk does not."""
+        polygons = shapely.to_wkb(table.geometry.to_numpy())
+        sizes = np.array([len(polygon) for polygon in polygons], np.int64)
+        with self._path.open("ab") as file:
+            file.write(b"".join(polygons))
+        self._facts.append(table.drop(columns="geometry").assign(end=self._size + sizes.cumsum(), size=sizes))
+        self._size += int(sizes.sum())
+
+    def tables(self, rows: int) -> Iterator[geopandas.GeoDataFrame]:
+        """The building layer, `rows` footprints at a time; one table without rows where there is none.
+
         One row a footprint, from top to bottom and left to right in the raster, with the columns `id` (from 1),
         `cluster` (the most frequent one), `area_m2` and `perimeter_m` (on the ellipsoid, holes included), `confidence`
         (mean building probability, 0 to 1, before filling) and `geometry`.
-    """
-    ordered = sorted(components, key=_position)
-    # In normal form, so that the strips in which an outline was traced don't show in the order of its vertices.
-    outlines = shapely.normalize(np.array([component.polygon for component in ordered], object))
-    polygons = _to_coordinates(outlines, transform)
-    polygons = _fill_holes(polygons, crs, max_hole_area)
-    areas, perimeters = measure(polygons, crs)
-    kept = np.flatnonzero(areas >= min_area)
-    return geopandas.GeoDataFrame(
-        {
-            "id": np.arange(1, len(kept) + 1, dtype=np.int64),
-            "cluster": np.array([ordered[index].cluster for index in kept], np.int64),
-            "area_m2": areas[kept],
-            "perimeter_m": perimeters[kept],
-            "confidence": np.array([ordered[index].confidence for index in kept], np.float64),
-        },
-        geometry=polygons[kept],
-        crs=crs,
-    )
+        """
+        some = [facts for facts in self._facts if len(facts)] or self._facts[:1]
+        facts = pandas.concat(some).sort_values(_POSITION, ignore_index=True)
+        facts.insert(0, "id", np.arange(1, len(facts) + 1, dtype=np.int64))
+        with self._path.open("rb") as file:
+            for start in range(0, max(1, len(facts)), rows):
+                part = facts.iloc[start : start + rows]
+                polygons = []
+                for end, size in zip(part["end"], part["size"], strict=True):
+                    file.seek(end - size)
+                    polygons.append(file.read(size))
+                columns = part.drop(columns=[*_POSITION, "end", "size"])
+                yield geopandas.GeoDataFrame(columns, geometry=shapely.from_wkb(polygons), crs=self._crs)
 
 
-def measure(polygons: Polygons, crs: pyproj.CRS | None) -> tuple[Doubles, Doubles]:
+def measure(polygons: Polygons, crs: pyproj.CRS | None, about: Point) -> tuple[Doubles, Doubles]:
     """Areas in m2 and perimeters in m, holes included, on the ellipsoid of `crs`.
 
-    Areas are taken in a Lambert azimuthal equal-area projection about one of the polygons, perimeters as geodesics
-    from vertex to vertex. Without a geographic or projected CRS both are planar.
+    Areas are taken in a Lambert azimuthal equal-area projection about a point, perimeters as geodesics from vertex to
+    vertex. Without a geographic or projected CRS both are planar.
+
+    Args:
+        polygons: [n].
+        crs: of their coordinates.
+        about: any coordinates near the polygons, the same for all that are to have the same digits.
     """
     if crs is None or not (crs.is_geographic or crs.is_projected):
         return shapely.area(polygons), shapely.length(polygons)
     geod = crs.get_geod() or pyproj.Geod(ellps="WGS84")
-    geographic = shapely.transform(polygons, to_geographic(crs).transform, interleaved=False)
-    if len(polygons) == 0:
-        return np.zeros(0), np.zeros(0)
+    transformer = to_geographic(crs)
+    geographic = shapely.transform(polygons, transformer.transform, interleaved=False)
     # Exact wherever the centre lies but opposite of it, where the middle of a scene across the 180th meridian would be.
-    longitude, latitude = shapely.get_coordinates(geographic[0])[0]
+    longitude, latitude = transformer.transform(*about)
     equal_area = pyproj.Proj(proj="laea", lon_0=longitude, lat_0=latitude, a=geod.a, b=geod.b, preserve_units=True)
     return shapely.area(shapely.transform(geographic, equal_area, interleaved=False)), _perimeters(geographic, geod)
 
@@ -89,12 +147,6 @@ def _perimeters(geographic: Polygons, geod: pyproj.Geod) -> Doubles:
     return perimeters
 
 
-def _position(component: Component) -> tuple[float, ...]:
-    """Top edge, then left edge; the lowest and rightmost ends and the size settle ties between interlocked outlines."""
-    left, top, right, bottom = component.polygon.bounds
-    return top, left, bottom, right, component.pixels
-
-
 def _to_coordinates(polygons: Polygons, transform: Affine) -> Polygons:
     def georeference(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
         return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
@@ -102,16 +154,15 @@ def _to_coordinates(polygons: Polygons, transform: Affine) -> Polygons:
     return np.asarray(shapely.transform(polygons, georeference, interleaved=False))
 
 
-def _fill_holes(polygons: Polygons, crs: pyproj.CRS | None, max_hole_area: float) -> Polygons:
+def _fill_holes(polygons: Polygons, crs: pyproj.CRS | None, about: Point, max_hole_area: float) -> Polygons:
     with_holes = np.flatnonzero(shapely.get_num_interior_rings(polygons) > 0)
     if len(with_holes) == 0 or max_hole_area == 0:
         return polygons
     rings, owner = shapely.get_rings(polygons[with_holes], return_index=True)
     is_shell = np.diff(owner, prepend=-1) > 0
     areas = np.full(len(rings), np.inf)
-    areas[~is_shell], _ = measure(shapely.polygons(rings[~is_shell]), crs)
+    areas[~is_shell], _ = measure(shapely.polygons(rings[~is_shell]), crs, about)
     kept = areas > max_hole_area
     filled = polygons.copy()
-    for index, parts in zip(with_holes, np.split(rings[kept], np.flatnonzero(is_shell[kept])[1:]), strict=True):
-        filled[index] = shapely.Polygon(parts[0], parts[1:])
+    filled[with_holes] = shapely.polygons(rings[kept], indices=owner[kept])
     return filled

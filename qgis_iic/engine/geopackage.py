@@ -17,8 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import geopandas
-
+from qgis_iic.engine.footprints import FootprintFile
 from qgis_iic.engine.outputs import write_errors
 from qgis_iic.protocol.errors import LayerExists, OutputIsOtherKind, OutputNotWritable
 
@@ -27,6 +26,9 @@ _APPLICATION_ID = slice(68, 72)
 _GEOPACKAGE_IDS = (b"GPKG", b"GP10", b"GP11")
 _BUSY_SECONDS = 30
 _ATTEMPTS = 5
+_ROWS_AT_ONCE = 10_000
+"""All polygons of a large raster once more, as the format has them, would take as much memory again."""
+
 _VERSION = "1.3"
 """Newest version of the format that the GDAL of QGIS 3.40 reads without a warning."""
 
@@ -37,12 +39,12 @@ class BuildingLayer:
 
     Attributes:
         name: of the layer.
-        table: of `footprints.footprints`; may be empty.
+        footprints: polygons and fields; may be empty.
         provenance: how the layer came about; stored as the layer's metadata.
     """
 
     name: str
-    table: geopandas.GeoDataFrame
+    footprints: FootprintFile
     provenance: dict[str, str]
 
 
@@ -83,7 +85,7 @@ def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, 
     Args:
         path: of the GeoPackage.
         layers: all of them are written, or none.
-        scratch: empty folder on the same disk.
+        scratch: folder on the same disk.
         overwrite: whether layers of the same name may be replaced.
 
     Raises:
@@ -112,17 +114,18 @@ def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, 
 def _write(path: Path, layers: Sequence[BuildingLayer], existing: dict[str, str]) -> None:
     """Writes layers into a file that only this process has open; `existing` spells the layers that are replaced."""
     for layer in layers:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*crs.*was not provided.*")
-            layer.table.to_file(
-                path,
-                layer=existing.get(layer.name.casefold(), layer.name),
-                driver="GPKG",
-                engine="pyogrio",
-                geometry_type="Polygon",
-                layer_metadata=layer.provenance,
-                dataset_options={"VERSION": _VERSION},
-            )
+        facts = {"layer_metadata": layer.provenance, "dataset_options": {"VERSION": _VERSION}}
+        for number, table in enumerate(layer.footprints.tables(_ROWS_AT_ONCE)):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*crs.*was not provided.*")
+                table.to_file(
+                    path,
+                    layer=existing.get(layer.name.casefold(), layer.name),
+                    driver="GPKG",
+                    engine="pyogrio",
+                    geometry_type="Polygon",
+                    **({"mode": "w", **facts} if number == 0 else {"mode": "a"}),
+                )
 
 
 @contextmanager

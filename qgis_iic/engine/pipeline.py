@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass
@@ -10,21 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pyproj
+import rasterio
 from affine import Affine
 
 from qgis_iic import __version__
 from qgis_iic.engine import class_raster, geopackage
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock
-from qgis_iic.engine.footprints import footprints
+from qgis_iic.engine.footprints import FootprintFile, footprints
 from qgis_iic.engine.geopackage import BuildingLayer
-from qgis_iic.engine.outputs import check_is_no_source, scratch_folder
+from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.overlap import one_ahead
 from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
-from qgis_iic.engine.session import Session, model_file
+from qgis_iic.engine.session import Session
 from qgis_iic.engine.stitching import Planes, Strip, strips
 from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
-from qgis_iic.engine.vectorization import Component, Vectorizer
+from qgis_iic.engine.vectorization import Components, Vectorizer
 from qgis_iic.protocol.errors import ModelNotMatched
 from qgis_iic.protocol.events import Emit, Layer, Progress, Result, Started, Warned
 from qgis_iic.protocol.job import Job, Source
@@ -33,6 +35,22 @@ from qgis_iic.protocol.model_metadata import ModelMetadata
 _SPECK = 0.5
 """Share of the minimum area below which a component is not even traced. The area of a pixel is that at the raster's
 centre here; elsewhere it differs by much less than this leaves room for, and the exact minimum is applied later."""
+
+
+_MEMORY = 1500
+"""MB that a run on a CPU may take where the job does not say."""
+
+_CACHE_SHARE = 0.08
+"""Of the memory, for decoded blocks: enough to find those under the halo between two rows of tiles again."""
+
+_OF_PROCESS = 400e6
+"""Bytes that a run takes whatever it works on, measured: half of them libraries, half arrays of a tile or some rows."""
+
+_PER_TILE_PIXEL = 2600
+"""Bytes in ONNX Runtime, measured with full and quarter width networks: upsampled logits and the widest layers."""
+
+_PER_STRIP_PIXEL = 3 * 3
+"""Bytes: three planes of the strip that is made, the one that waits, and the one that is used."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +76,17 @@ class Plan:
         return sum(map(len, self.rows))
 
 
-def plan(raster: Raster, source: Source, metadata: ModelMetadata, tile_size: int | None = None) -> Plan:
+def plan(
+    raster: Raster, source: Source, metadata: ModelMetadata, tile_size: int | None = None, memory: int | None = None
+) -> Plan:
     """Bands, working grid and tiles of an open raster.
+
+    Args:
+        raster: open.
+        source: says what of it.
+        metadata: of the model.
+        tile_size: as the job has it; None for the model's own, or less where `memory` asks for it.
+        memory: as the job has it.
 
     Raises:
         ModelBandsMismatch, SourceUnsuitable, WindowOutside, JobInvalid, SourceCorrupt
@@ -74,7 +101,7 @@ def plan(raster: Raster, source: Source, metadata: ModelMetadata, tile_size: int
         grid.width,
         grid.height,
         window,
-        tile_size=tile_size or metadata.tile_size,
+        tile_size=tile_size or _tile_size_within(memory, metadata, window.width),
         halo=metadata.halo,
         stride=metadata.stride,
     )
@@ -95,21 +122,28 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
     clock = Clock()
     _check_output(job)
     with clock.stage("model"):
-        session = Session(model_file(job.model, job.precision), job.provider, job.building_clusters)
+        session = Session(Path(job.model), job.provider, job.building_clusters, job.precision)
     cancellation.reach(session.cancel)
     if job.task == "extract" and session.decision == "clusters" and session.building_clusters is None:
         raise ModelNotMatched(
             f"{job.model} does not know yet which of its {session.metadata.clusters} clusters are buildings. "
             "Match them with a few examples first: iic match."
         )
-    with ExitStack() as rasters, scratch_folder(job) as scratch:
+    cache = rasterio.Env(GDAL_CACHEMAX=_CACHE_SHARE * (job.memory or _MEMORY) * 1e6)
+    with cache, ExitStack() as rasters, scratch_folder(job) as scratch:
         plans = [
-            plan(rasters.enter_context(open_raster(source.path, source.crs)), source, session.metadata, job.tile_size)
+            plan(
+                rasters.enter_context(open_raster(source.path, source.crs)),
+                source,
+                session.metadata,
+                job.tile_size,
+                job.memory,
+            )
             for source in job.sources
         ]
         for warning in (text for each in plans for text in _warnings(each, session.metadata)):
             emit(Warned(warning))
-        emit(Started(session.provider, job.model, sum(each.tiles for each in plans)))
+        emit(Started(session.provider, str(session.path), sum(each.tiles for each in plans)))
         progress = _Progress(plans, clock, emit, cancellation)
         work = _extract if job.task == "extract" else _segment
         layers = work(job, session, plans, scratch, clock, progress)
@@ -138,6 +172,19 @@ def class_map(
         planes = answer(session, made)
     transform = made.reader.grid.transform @ Affine.translation(made.window.col, made.window.row)
     return planes, transform, raster.crs
+
+
+def _tile_size_within(memory: int | None, metadata: ModelMetadata, width: int) -> int:
+    """Largest side of a tile for which a run on a CPU stays within `memory` MB, over strips of `width` pixels.
+
+    Without a limit of the job it is the model's own at most: larger ones save little but memory.
+    """
+    limit = memory or _MEMORY
+    left = (1 - _CACHE_SHARE) * limit * 1e6 - _OF_PROCESS
+    of_strip = _PER_STRIP_PIXEL * width
+    side = int((math.sqrt(of_strip**2 + 4 * _PER_TILE_PIXEL * left) - of_strip) / (2 * _PER_TILE_PIXEL))
+    side = max(side // metadata.stride * metadata.stride, 4 * metadata.halo)
+    return min(side, metadata.tile_size) if memory is None else side
 
 
 def answer(session: Session, made: Plan) -> Planes:
@@ -224,31 +271,34 @@ def _extract(
 ) -> tuple[Layer, ...]:
     layers = []
     deciding = None if session.decision == "probability" else session.building_clusters or ()
-    for source, made in zip(job.sources, plans, strict=True):
+    for number, (source, made) in enumerate(zip(job.sources, plans, strict=True)):
         smallest = _SPECK * job.min_area / made.reader.pixel_area
         vectorizer = Vectorizer(deciding, smallest)
-        components: list[Component] = []
+        found = FootprintFile(scratch / f"footprints{number}.wkb", made.raster.crs)
         with _strips(session, made, clock, progress) as answered:
             for strip in answered:
                 with clock.stage("vectorize"):
-                    components += vectorizer.feed(strip)
+                    _add(found, vectorizer.feed(strip), made, job)
         with clock.stage("vectorize"):
-            components += vectorizer.finish()
-            table = footprints(
-                components,
-                made.reader.grid.transform,
-                made.raster.crs,
-                min_area=job.min_area,
-                max_hole_area=job.max_hole_area,
-            )
-        layers.append(BuildingLayer(source.layer, table, _provenance(job, session, made)))
+            _add(found, vectorizer.finish(), made, job)
+        layers.append(BuildingLayer(source.layer, found, _provenance(job, session, made)))
     progress.check()
     with clock.stage("write"):
         geopackage.write_layers(Path(job.output), layers, scratch, overwrite=job.overwrite)
     return tuple(
-        Layer(source.path, layer.name, len(layer.table), float(layer.table["area_m2"].sum()))
+        Layer(source.path, layer.name, len(layer.footprints), layer.footprints.area)
         for source, layer in zip(job.sources, layers, strict=True)
     )
+
+
+def _add(found: FootprintFile, components: Components, made: Plan, job: Job) -> None:
+    grid = made.reader.grid
+    about = grid.transform @ (grid.width / 2, grid.height / 2)
+    table = footprints(
+        components, grid.transform, made.raster.crs, about, min_area=job.min_area, max_hole_area=job.max_hole_area
+    )
+    with write_errors(Path(job.output)):
+        found.add(table)
 
 
 def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:
@@ -267,7 +317,7 @@ def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:
         "IIC_DECISION": session.decision,
         "IIC_BUILDING_CLUSTERS": ",".join(map(str, session.building_clusters or ())),
         "IIC_PROVIDER": session.provider,
-        "IIC_PRECISION": job.precision,
+        "IIC_PRECISION": session.precision,
         "IIC_MIN_AREA_M2": repr(job.min_area),
         "IIC_MAX_HOLE_AREA_M2": repr(job.max_hole_area),
         "IIC_VERSION": __version__,

@@ -130,18 +130,27 @@ class Raster:
         area = RasterioWindow(window.col, window.row, window.width, window.height)
         per_dataset = MaskFlags.per_dataset in self._dataset.mask_flag_enums[bands[0] - 1]
         try:
-            values = self._dataset.read(bands, window=area).astype(np.float32)
             masks = self._dataset.read_masks(bands[:1] if per_dataset else bands, window=area)
+            # 8-bit imagery uses the whole range, so that its no-data value also occurs in single bands of seen pixels.
+            valid: Mask = (masks.any if self.dtype == "uint8" else masks.all)(axis=0)
+            if not valid.any():
+                return np.zeros((len(bands), window.height, window.width), np.float32), valid
+            values = self._dataset.read(bands, window=area).astype(np.float32)
         except RasterioError as error:
             raise SourceCorrupt(
                 f"{self.path} can't be read around column {window.col}, row {window.row}: {error}. "
                 "The file is damaged or incomplete; fetch or export it again."
             ) from error
-        # 8-bit imagery uses the whole range, so that its no-data value also occurs in single bands of seen pixels.
-        has_data = masks.any(axis=0) if self.dtype == "uint8" else masks.all(axis=0)
-        valid = has_data & np.isfinite(values).all(axis=0)
-        values[:, ~valid] = 0
+        if np.issubdtype(self.dtype, np.floating):
+            valid &= np.isfinite(values).all(axis=0)
+        _blank(values, valid)
         return values, valid
+
+
+def _blank(values: Floats, valid: Mask) -> None:
+    """Sets [bands, height, width] to 0 where not valid [height, width]."""
+    if not valid.all():
+        values[:, ~valid] = 0
 
 
 @contextmanager
@@ -285,6 +294,7 @@ class GridReader:
         self.bands = bands
         self.gain = np.ones(len(bands), np.float32)
         self.offset = np.zeros(len(bands), np.float32)
+        self._moments = moments
         if moments is not None:
             self._match_moments(*moments)
 
@@ -318,8 +328,10 @@ class GridReader:
             values, valid = self.raster.read(self.bands, window)
         else:
             values, valid = self._resample(window)
-        values = values * self.gain[:, None, None] + self.offset[:, None, None]
-        values[:, ~valid] = 0
+        if self._moments is not None:
+            values *= self.gain[:, None, None]
+            values += self.offset[:, None, None]
+        _blank(values, valid)
         return values, valid
 
     def _resample(self, window: Window) -> tuple[Floats, Mask]:
@@ -335,11 +347,13 @@ class GridReader:
             source = Window.spanning(columns.start, rows.start, columns.stop, rows.stop)
             read, read_valid = self.raster.read(self.bands, source)
             values[:, start:stop] = columns.apply(rows.apply(read, axis=1), axis=2)
-            # Counted rather than weighed: a corner of a pixel without data weighs less than rounding.
-            missing = (~read_valid)[None].astype(np.float32)
-            gaps = columns.touching().apply(rows.touching().apply(missing, axis=1), axis=2)[0]
             inside = np.outer(rows.weights.sum(axis=1), columns.weights.sum(axis=1)) > _ALL_BUT_ROUNDING
-            valid[start:stop] = inside & (gaps == 0)
+            valid[start:stop] = inside
+            if not read_valid.all():
+                # Counted rather than weighed: a corner of a pixel without data weighs less than rounding.
+                missing = (~read_valid)[None].astype(np.float32)
+                gaps = columns.touching().apply(rows.touching().apply(missing, axis=1), axis=2)[0]
+                valid[start:stop] &= gaps == 0
         return values, valid
 
     def _match_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

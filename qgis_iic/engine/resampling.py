@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 Floats = NDArray[np.float32]
 
@@ -35,15 +36,16 @@ class Taps:
     def apply(self, planes: Floats, axis: int) -> Floats:
         """Resamples one axis of [planes, rows, columns], 1 or 2.
 
-        Goes tap by tap, so that the order of additions is the same for every pixel of any window.
+        A sparse product adds tap by tap, so that the order of additions is the same for every pixel of any window.
         """
-        weights = self.weights[:, None] if axis == 1 else self.weights[None]  # [outputs, 1, taps] or [1, outputs, taps]
-        result = planes.take(self.indices[:, 0], axis) * weights[..., 0]
-        for tap in range(1, weights.shape[-1]):
-            taken = planes.take(self.indices[:, tap], axis)
-            taken *= weights[..., tap]
-            result += taken
-        return result
+        outputs, taps = self.weights.shape
+        starts = np.arange(outputs + 1) * taps
+        matrix = sparse.csr_array(
+            (self.weights.ravel(), self.indices.ravel(), starts), shape=(outputs, planes.shape[axis])
+        )
+        if axis == 1:
+            return np.stack([matrix @ plane for plane in planes])
+        return np.stack([(matrix @ np.ascontiguousarray(plane.T)).T for plane in planes])
 
 
 def taps_between(start: int, stop: int, scale: float, length: int) -> Taps:

@@ -1,19 +1,23 @@
-"""The network in ONNX Runtime: which file, which provider, and its contract with `protocol.model_metadata`."""
+"""The network in ONNX Runtime: which file and provider, and its contract with `protocol.model_metadata`."""
 
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
+from qgis_iic.engine.providers import NAMES, bind, candidates, unavailable
 from qgis_iic.protocol.errors import (
     Cancelled,
     ModelInvalid,
     ModelNotFound,
+    OutOfMemory,
     ProviderUnavailable,
 )
 from qgis_iic.protocol.job import Precision, Provider
@@ -26,11 +30,11 @@ from qgis_iic.protocol.model_metadata import (
     check_building_clusters,
 )
 
-_PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
-"""In the order in which `auto` tries them."""
-
 _GPU_BATCH = 8
-"""Tiles a run on a GPU; a CPU is busy with one."""
+"""Tiles a run on a GPU, fewer where its memory does not hold them; a CPU is busy with one."""
+
+_TRIAL_SIDE = 256
+"""Pixels: large enough for a trial to tell which is faster, small enough to keep nobody waiting."""
 
 
 def model_file(model: str | Path, precision: Precision) -> Path:
@@ -56,13 +60,16 @@ class Session:
     """A loaded model.
 
     Args:
-        path: of the ONNX file.
-        provider: where it runs; `auto` takes the first that binds.
+        model: the ONNX file in fp32, beside which its other precisions lie.
+        provider: where it runs; `auto` takes the fastest that binds.
         building_clusters: clusters that are buildings, None for the model's own decision.
+        precision: which sibling runs; `auto` takes the fastest of those that suit the provider and are there.
 
     Attributes:
+        path: of the file that runs.
         metadata: what the file says of itself.
         provider: ONNX Runtime's name of the execution provider that bound.
+        precision: that runs.
         building_clusters: the mapping that is in force; None where neither the model nor the caller has one, and the
             building probability is then 0 everywhere, unless the graph has a building head.
         decision: the model's own, or `clusters` where the caller names some. The probability stays that of the
@@ -70,27 +77,33 @@ class Session:
         batch_size: tiles that are best run together.
 
     Raises:
+        ModelNotFound: there is no such file in that precision.
         ModelInvalid: not an ONNX model, or one without the inputs, outputs and metadata that the engine needs; also one
-            in another precision, where the fp32 file beside it has since got other weights or another mapping.
+            in another precision, where the fp32 file beside it has since got other weights or another mapping. `auto`
+            leaves such a file out.
         ProviderUnavailable: the asked-for provider did not bind.
     """
 
     def __init__(
-        self, path: Path, provider: Provider = "auto", building_clusters: tuple[int, ...] | None = None
+        self,
+        model: Path,
+        provider: Provider = "auto",
+        building_clusters: tuple[int, ...] | None = None,
+        precision: Precision = "fp32",
     ) -> None:
-        self._path = path
-        self._session = _bind(path, provider)
-        self.provider: str = self._session.get_providers()[0]
-        self.metadata = _metadata(self._session)
-        self._check_graph()
-        self._check_original()
+        bound = _fastest(_bound(model, provider, precision))
+        self.path = bound.path
+        self.provider: str = NAMES[bound.provider]
+        self.precision = bound.precision
+        self.metadata = bound.metadata
+        self._session = bound.session
         self.building_clusters = self.metadata.building_clusters if building_clusters is None else building_clusters
         check_building_clusters(self.building_clusters or (), self.metadata.clusters)
         self.decision: Decision = self.metadata.decision if building_clusters is None else "clusters"
         self._mapping = self._mapping_feed()
         self._run_options = onnxruntime.RunOptions()
         self._cancelled = False
-        self.batch_size = 1 if self.provider == _PROVIDERS["cpu"] else _GPU_BATCH
+        self.batch_size = 1 if bound.provider == "cpu" else _GPU_BATCH
 
     def run(self, tiles: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Clusters, classes and building probabilities of a batch.
@@ -101,15 +114,27 @@ class Session:
         Returns:
             uint8 [N, 3, H, W]: the outputs in the order of `model_metadata.OUTPUTS`.
 
+        A batch that the memory does not hold is run in halves, and `batch_size` is that from then on.
+
         Raises:
             Cancelled: `cancel` was called, before or meanwhile.
+            OutOfMemory: not even one tile fits.
         """
         try:
             outputs = self._session.run(list(OUTPUTS), {IMAGE_INPUT: tiles, **self._mapping}, self._run_options)
         except Exception as error:  # ONNX Runtime has no class of its own for a run that was told to end
             if self._cancelled:
                 raise Cancelled("The run was cancelled.") from error
-            raise
+            if not _lacks_memory(error):
+                raise
+            half = len(tiles) // 2
+            if half == 0:
+                raise OutOfMemory(
+                    f"There is not enough memory for the network on a tile of {tiles.shape[3]} x {tiles.shape[2]} "
+                    "pixels. Take a smaller tile size, or close other programs."
+                ) from error
+            self.batch_size = half
+            return np.concatenate([self.run(tiles[start : start + half]) for start in range(0, len(tiles), half)])
         return np.stack(outputs, axis=1)
 
     def cancel(self) -> None:
@@ -119,71 +144,119 @@ class Session:
 
     def _mapping_feed(self) -> dict[str, NDArray[np.float32]]:
         """What `run` feeds beside the tiles: nothing to a graph that ONNX Runtime has rid of its unused mapping."""
-        if BUILDING_CLUSTERS_INPUT not in self._overridable():
+        if BUILDING_CLUSTERS_INPUT not in _overridable(self._session):
             return {}
         mapping = np.zeros(self.metadata.clusters, np.float32)
         mapping[list(self.building_clusters or ())] = 1
         return {BUILDING_CLUSTERS_INPUT: mapping}
 
-    def _overridable(self) -> set[str]:
-        return {node.name for node in self._session.get_overridable_initializers()}
 
-    def _check_graph(self) -> None:
-        inputs = {node.name: node for node in self._session.get_inputs()}
-        outputs = {node.name for node in self._session.get_outputs()}
-        missing = ({IMAGE_INPUT} - inputs.keys()) | (set(OUTPUTS) - outputs)
-        if self.metadata.decision == "clusters":
-            missing |= {BUILDING_CLUSTERS_INPUT} - self._overridable()
-        if missing:
-            raise ModelInvalid(f"{self._path} has no input or output named {', '.join(sorted(missing))}.")
-        bands = inputs[IMAGE_INPUT].shape[1]
-        if bands != len(self.metadata.bands):
-            raise ModelInvalid(f"{self._path} takes {bands} bands, and its metadata names {len(self.metadata.bands)}.")
+@dataclass(frozen=True)
+class _Bound:
+    """A model file on a provider that it really runs on."""
 
-    def _check_original(self) -> None:
-        kind = self.metadata.precision.get("kind", "fp32")
-        original = self._path.with_name(self._path.name.replace(f".{kind}.", "."))
-        if original == self._path or not original.is_file():
-            return
-        if not self.metadata.is_made_from(_metadata(_load(original, _PROVIDERS["cpu"]))):
-            raise ModelInvalid(
-                f"{self._path} was made from another state of {original}, which has since got other weights or another "
-                f"mapping. Make it again: iic quantise {original} --precision {kind}."
-            )
+    path: Path
+    provider: str
+    precision: Precision
+    session: onnxruntime.InferenceSession
+    metadata: ModelMetadata
 
+    def trial(self) -> float:
+        """Seconds of a small tile, after one that does not count.
 
-def _metadata(session: onnxruntime.InferenceSession) -> ModelMetadata:
-    return ModelMetadata.from_properties(session.get_modelmeta().custom_metadata_map)
+        Raises:
+            ProviderUnavailable: it binds and does not run.
+        """
+        side = -(-_TRIAL_SIDE // self.metadata.stride) * self.metadata.stride
+        tile = np.zeros((1, len(self.metadata.bands), side, side), np.float32)
+        try:
+            for _ in range(2):
+                begun = time.perf_counter()
+                self.session.run(list(OUTPUTS), {IMAGE_INPUT: tile})
+        except Exception as error:  # whatever the provider's libraries raise
+            raise unavailable(self.provider, str(error)) from error
+        return time.perf_counter() - begun
 
 
-def _bind(path: Path, provider: Provider) -> onnxruntime.InferenceSession:
-    offered = onnxruntime.get_available_providers()
-    wanted = [name for name in _PROVIDERS if name == provider or provider == "auto"]
-    for name in wanted:
-        if _PROVIDERS[name] not in offered:
-            continue
-        session = _load(path, _PROVIDERS[name])
-        if session.get_providers()[0] == _PROVIDERS[name]:
-            return session
-    raise ProviderUnavailable(
-        f"The network can't run on {provider}: ONNX Runtime {onnxruntime.__version__} offers {', '.join(offered)}. "
-        "A provider that is offered and yet does not bind lacks its driver or libraries; take `auto` or `cpu`."
-    )
+def _bound(model: Path, provider: Provider, precision: Precision) -> list[_Bound]:
+    """What there is to choose from, at least one.
+
+    Raises:
+        ModelNotFound, ModelInvalid, ProviderUnavailable: see `Session`.
+    """
+    bound, reasons = [], []
+    for candidate in candidates(provider):
+        for path, of_path in _siblings(model, candidate, precision):
+            try:
+                session = bind(path, candidate)
+                made = _Bound(path, candidate, of_path, session, _checked(session, path))
+                if _is_outdated(made):
+                    if precision == "auto":
+                        continue
+                    raise ModelInvalid(
+                        f"{path} was made from another state of {_original(made)}, which has since got other weights "
+                        f"or another mapping. Make it again: iic quantise {_original(made)}."
+                    )
+                if candidate != "cpu":
+                    made.trial()
+            except ProviderUnavailable as error:
+                reasons.append(error)
+                continue
+            bound.append(made)
+    if not bound:
+        raise reasons[0]
+    return bound
 
 
-def _load(path: Path, provider: str) -> onnxruntime.InferenceSession:
-    if provider == _PROVIDERS["cuda"]:
-        onnxruntime.preload_dlls()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    except (
-        runtime_errors.InvalidProtobuf,
-        runtime_errors.InvalidGraph,
-        runtime_errors.InvalidArgument,
-        runtime_errors.NoModel,
-        runtime_errors.NotImplemented,
-        runtime_errors.Fail,
-    ) as error:
-        raise ModelInvalid(f"{path} is not an ONNX model that ONNX Runtime can run: {error}") from error
+def _original(bound: _Bound) -> Path:
+    """The fp32 file of a copy in another precision, and of any other file itself."""
+    kind = bound.metadata.precision.get("kind", "fp32")
+    return bound.path.with_name(bound.path.name.replace(f".{kind}.", "."))
+
+
+def _is_outdated(bound: _Bound) -> bool:
+    original = _original(bound)
+    if original == bound.path or not original.is_file():
+        return False
+    return not bound.metadata.is_made_from(_checked(bind(original, "cpu"), original))
+
+
+def _fastest(bound: list[_Bound]) -> _Bound:
+    return bound[0] if len(bound) == 1 else min(bound, key=_Bound.trial)
+
+
+def _siblings(model: Path, provider: str, precision: Precision) -> list[tuple[Path, Precision]]:
+    """The files that may run on a provider, with their precisions."""
+    if precision != "auto":
+        return [(model_file(model, precision), precision)]
+    smaller: Precision = "int8" if provider == "cpu" else "fp16"
+    found: list[tuple[Path, Precision]] = [(model_file(model, "fp32"), "fp32")]
+    with suppress(ModelNotFound):
+        found.append((model_file(model, smaller), smaller))
+    return found
+
+
+def _checked(session: onnxruntime.InferenceSession, path: Path) -> ModelMetadata:
+    """The metadata of a model; raises ModelInvalid where it or the graph breaks the contract."""
+    metadata = ModelMetadata.from_properties(session.get_modelmeta().custom_metadata_map)
+    inputs = {node.name: node for node in session.get_inputs()}
+    outputs = {node.name for node in session.get_outputs()}
+    missing = ({IMAGE_INPUT} - inputs.keys()) | (set(OUTPUTS) - outputs)
+    if metadata.decision == "clusters":
+        missing |= {BUILDING_CLUSTERS_INPUT} - _overridable(session)
+    if missing:
+        raise ModelInvalid(f"{path} has no input or output named {', '.join(sorted(missing))}.")
+    bands = inputs[IMAGE_INPUT].shape[1]
+    if bands != len(metadata.bands):
+        raise ModelInvalid(f"{path} takes {bands} bands, and its metadata names {len(metadata.bands)}.")
+    return metadata
+
+
+def _overridable(session: onnxruntime.InferenceSession) -> set[str]:
+    return {node.name for node in session.get_overridable_initializers()}
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """ONNX Runtime has no class of its own for this: its allocators, CUDA and C++ each word it in their way."""
+    text = str(error).lower()
+    return "out of memory" in text or "failed to allocate memory" in text or "bad_alloc" in text

@@ -53,14 +53,14 @@ def strips(
         clock: takes the time of the stages `read` and `network`.
         advance: told how many tiles are through, each time some are.
     """
-    with closing(one_ahead(_read(session.batch_size, reader, rows, clock))) as batches:
+    with closing(one_ahead(_read(session, reader, rows, clock))) as batches:
         for row, of_row in groupby(batches, key=attrgetter("row")):
             window = Window.spanning(row[0].core.col, row[0].core.row, row[-1].core.col_stop, row[-1].core.row_stop)
             planes = np.full((len(OUTPUTS), window.height, window.width), NODATA, np.uint8)
             for batch in of_row:
                 if batch.tiles:
                     with clock.stage("network"):
-                        answers = _run(session, batch)
+                        answers = session.run(np.stack(batch.values))
                     _keep_cores(batch, answers, Strip(window, planes))
                 advance(len(batch.tiles) + batch.empty)
             yield Strip(window, planes)
@@ -74,7 +74,7 @@ class _Batch:
         row: that they are of.
         tiles: those with valid pixels in their core.
         empty: number of those without that came before.
-        values: float32 [bands, H, W] of each tile.
+        values: float32 [bands, H, W] of each tile; the mean, which is zero once normalised, where not valid.
         valid: bool [H, W] of each tile.
     """
 
@@ -85,30 +85,28 @@ class _Batch:
     valid: list[Mask] = field(default_factory=list)
 
 
-def _read(size: int, reader: GridReader, rows: Sequence[Sequence[Tile]], clock: Clock) -> Generator[_Batch, None, None]:
-    """Batches of `size` tiles at most; each row ends with one, even if it is empty."""
+def _read(
+    session: Session, reader: GridReader, rows: Sequence[Sequence[Tile]], clock: Clock
+) -> Generator[_Batch, None, None]:
+    """Batches of `session.batch_size` tiles at most; each row ends with one, even if it is empty."""
+    mean = np.asarray(session.metadata.mean, np.float32)[:, None]
     for row in rows:
         batch = _Batch(row)
         for tile in row:
             with clock.stage("read"):
                 values, valid = reader.read(tile.window)
+                if not valid.all():
+                    values[:, ~valid] = mean
             if not valid[tile.core.slices_in(tile.window)].any():
                 batch = replace(batch, empty=batch.empty + 1)
                 continue
-            if len(batch.tiles) == size or (batch.tiles and batch.values[0].shape != values.shape):
+            if len(batch.tiles) == session.batch_size or (batch.tiles and batch.values[0].shape != values.shape):
                 yield batch
                 batch = _Batch(row)
             batch.tiles.append(tile)
             batch.values.append(values)
             batch.valid.append(valid)
         yield batch
-
-
-def _run(session: Session, batch: _Batch) -> Planes:
-    """The network's answer, uint8 [N, 3, H, W]. Pixels without data are given the mean: zero, once normalised."""
-    mean = np.asarray(session.metadata.mean, np.float32)[:, None, None]
-    pairs = zip(batch.values, batch.valid, strict=True)
-    return session.run(np.stack([np.where(valid, values, mean) for values, valid in pairs]))
 
 
 def _keep_cores(batch: _Batch, answers: Planes, strip: Strip) -> None:

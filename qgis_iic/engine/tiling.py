@@ -75,13 +75,13 @@ def tile_rows(
 ) -> list[tuple[Tile, ...]]:
     """The tiles of `window`, as rows from top to bottom and from left to right.
 
-    Tiles are `tile_size` square, or as large as the window with its halo and the raster allow. Outside the window they
+    Tiles are `tile_size` square, or as much less as leaves their number the same. Outside the window they
     reach for the halo, outside the raster only to fill up the last stride.
 
     Args:
         width, height: of the raster, in pixels.
         window: inside the raster.
-        tile_size: side of a tile, in pixels, halo included; rounded up to a multiple of `stride`.
+        tile_size: largest side of a tile, in pixels, halo included; rounded up to a multiple of `stride`.
         halo: in pixels, a multiple of `stride`.
         stride: of the network, in pixels.
 
@@ -109,14 +109,15 @@ def tile_rows(
 def _axis(start: int, stop: int, length: int, size: int, halo: int, stride: int) -> list[tuple[int, int, int, int]]:
     """Along one axis: (tile start, tile stop, core start, core stop) of every tile.
 
-    All tiles are of one size where more than one is needed: the last is moved back to the end of the region, so that a
-    batch can hold any of them.
+    All tiles are of one size where more than one is needed, so that a batch can hold any of them: as small as their
+    number allows, and the last is moved back to the end of the region by what is left of the stride.
     """
     region_start = max(0, start - halo) // stride * stride
     region_stop = _round_up(min(length, stop + halo), stride)
-    step = size - 2 * halo
-    count = max(1, -(-(region_stop - region_start - 2 * halo) // step))
-    size = min(size, region_stop - region_start)
+    kept = region_stop - region_start - 2 * halo
+    count = max(1, -(-kept // (size - 2 * halo)))
+    step = _round_up(-(-kept // count), stride)
+    size = min(step + 2 * halo, region_stop - region_start)
     spans = []
     for number in range(count):
         tile_start = min(region_start + number * step, region_stop - size)

@@ -1,30 +1,60 @@
 """From strips of a class raster to pixel-edge polygons, exactly as if the whole raster had been traced at once.
 
-Buildings are the 4-connected components of the building mask, which the clusters or the probability make. Each strip is
-labelled and traced by itself; components that reach its lower border stay open until the strip in which they end, and
-their pieces are then joined. Piece borders lie on whole pixel numbers, where joining is exact; the vertices that a
-strip border left on straight edges are taken out again.
+Buildings are the 4-connected components of the building mask, which the clusters or the probability make. Outlines turn
+at corners: vertices of the pixel grid around which one or three of four pixels are buildings, or two that touch there
+only. Each strip gives the corners along the upper edges of its rows, seen with the last row of the strip before, so
+that they are those of the whole raster; a component's corners are kept until the strip in which it ends. Between its
+corners an outline is straight, so that sorting them by rows pairs the ends of all its horizontal edges, and sorting
+them by columns those of its vertical ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import shapely
-from affine import Affine
 from numpy.typing import NDArray
-from rasterio.features import shapes
-from scipy import ndimage
+from scipy import ndimage, sparse
+from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from qgis_iic.engine.stitching import Planes, Strip
+from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA, PROBABILITY_SCALE
 
 Ints = NDArray[np.int64]
+Labels = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+Corners = NDArray[np.void]
+
+_PIXELS_AT_ONCE = 1_000_000
+"""Pixels that are labelled together: memory does not grow with the strip, and some stay in the processor's cache."""
+
+_CORNER = np.dtype(
+    [
+        ("x", np.int32),  # column and row of the vertex, in working pixels of the whole raster
+        ("y", np.int32),
+        ("right", np.bool_),  # whether the horizontal edge that ends here lies to the right, and the vertical one below
+        ("down", np.bool_),
+        ("across", np.bool_),  # whether the outline, which has its inside on the right, goes on by the horizontal edge
+        ("label", np.int32),  # of the component, and of the one that touches it here; 0 where there is none
+        ("other", np.int32),
+    ]
+)
+
+_NORTH_WEST, _NORTH_EAST, _SOUTH_WEST, _SOUTH_EAST = 1, 2, 4, 8
+"""Bits of the four pixels around a vertex."""
+
+_PIXELS = np.arange(16)
+_TURNS = np.isin(_PIXELS, [1, 2, 4, 8, 7, 11, 13, 14])
+_TOUCHES = np.isin(_PIXELS, [_NORTH_WEST | _SOUTH_EAST, _NORTH_EAST | _SOUTH_WEST])
+_RIGHT = np.isin(_PIXELS, [_NORTH_EAST, _SOUTH_EAST, 15 - _NORTH_EAST, 15 - _SOUTH_EAST])
+_DOWN = np.isin(_PIXELS, [_SOUTH_WEST, _SOUTH_EAST, 15 - _SOUTH_WEST, 15 - _SOUTH_EAST])
+_ACROSS = np.isin(_PIXELS, [_NORTH_WEST, _SOUTH_EAST, 15 - _NORTH_EAST, 15 - _SOUTH_WEST])
 
 
-def building_mask(planes: Planes, building_clusters: Sequence[int] | None) -> NDArray[np.bool_]:
+def building_mask(planes: Planes, building_clusters: Sequence[int] | None) -> Mask:
     """Where a building is, bool [height, width]; never where there is no data.
 
     Args:
@@ -32,7 +62,7 @@ def building_mask(planes: Planes, building_clusters: Sequence[int] | None) -> ND
         building_clusters: cluster numbers that are buildings; None where the probability decides.
     """
     clusters, _, probability = planes
-    mask: NDArray[np.bool_] = clusters != NODATA
+    mask: Mask = clusters != NODATA
     if building_clusters is None:
         mask &= probability >= LEAST_BUILDING_PROBABILITY
     else:
@@ -43,63 +73,62 @@ def building_mask(planes: Planes, building_clusters: Sequence[int] | None) -> ND
 
 
 @dataclass(frozen=True)
-class Component:
-    """A building as the network sees it: a 4-connected set of building pixels.
+class Components:
+    """Buildings as the network sees them: 4-connected sets of building pixels, one an entry of each array.
 
     Attributes:
-        polygon: its outline along pixel edges, in working pixels of the whole raster; holes included.
-        cluster: the most frequent cluster in it, the lowest such number on a tie.
-        pixels: number of its pixels.
+        polygons: outlines along pixel edges, in working pixels of the whole raster; holes included, and no vertices on
+            straight edges.
+        cluster: the most frequent cluster in it, the lowest such number on a tie; int64.
+        pixels: number of its pixels, int64.
         confidence: mean building probability, 0 to 1.
     """
 
-    polygon: shapely.Polygon
-    cluster: int
-    pixels: int
-    confidence: float
+    polygons: NDArray[np.object_]
+    cluster: Ints
+    pixels: Ints
+    confidence: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.polygons)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Components]) -> Components:
+        """All of at least one."""
+        return cls(
+            np.concatenate([part.polygons for part in parts]),
+            np.concatenate([part.cluster for part in parts]),
+            np.concatenate([part.pixels for part in parts]),
+            np.concatenate([part.confidence for part in parts]),
+        )
 
 
-@dataclass(eq=False)
-class _Open:
-    """What is known so far of a component that goes on below.
+@dataclass(frozen=True)
+class _Sums:
+    """What is added up over the pixels of components.
 
     Attributes:
-        pieces: polygons, one a strip and label.
-        votes: pixels per cluster, int [256].
-        probability: sum over the pixels, 0 to 254 each.
-        joined: the component that this one turned out to be part of.
+        votes: pixels per component and cluster, int [n, clusters].
+        probability: 0 to 254 a pixel, [n].
     """
 
-    pieces: list[shapely.Polygon]
     votes: Ints
-    probability: int
-    joined: _Open | None = field(default=None, repr=False)
+    probability: NDArray[np.float64]
 
-    def root(self) -> _Open:
-        """The component that all of it became part of; shortens the way there for the next time."""
-        root = self
-        while root.joined is not None:
-            root = root.joined
-        component = self
-        while component.joined is not None:
-            component.joined, component = root, component.joined
-        return root
 
-    def join(self, other: _Open) -> None:
-        """Makes two roots one, the one of fewer pieces part of the other."""
-        if other is self:
-            return
-        larger, smaller = (self, other) if len(self.pieces) >= len(other.pieces) else (other, self)
-        larger.pieces += smaller.pieces
-        larger.votes = larger.votes + smaller.votes
-        larger.probability += smaller.probability
-        smaller.joined = larger
+@dataclass(frozen=True)
+class _Open:
+    """Components that go on below, numbered from 1.
 
-    def closed(self) -> Component:
-        polygon = (
-            self.pieces[0] if len(self.pieces) == 1 else _without_straight_vertices(shapely.union_all(self.pieces))
-        )
-        return _component(polygon, self.votes, self.probability)
+    Attributes:
+        border: int32 [width], their numbers along the last row so far, 0 between them.
+        corners: of all of them.
+        sums: of all of them, the first entry being the number 1.
+    """
+
+    border: Labels
+    corners: Corners
+    sums: _Sums
 
 
 class Vectorizer:
@@ -107,129 +136,199 @@ class Vectorizer:
 
     Args:
         building_clusters: cluster numbers that are buildings; None where the probability decides.
-        smallest: components whose bounding box has fewer pixels may be left out.
+        smallest: components whose outline has fewer pixels inside, holes counted, are left out.
     """
 
     def __init__(self, building_clusters: Sequence[int] | None, smallest: float = 0) -> None:
         self._building_clusters = building_clusters
         self._smallest = smallest
-        self._open: dict[int, _Open] = {}
-        self._border: NDArray[np.int32] | None = None
+        self._open: _Open | None = None
+        self._below = Window(0, 0, 1, 1)
 
-    def feed(self, strip: Strip) -> Iterator[Component]:
+    def feed(self, strip: Strip) -> Components:
         """The components that end in this strip; the strip must lie right below the one before."""
-        labels, count = self._label(building_mask(strip.planes, self._building_clusters))
-        pieces = _trace(labels, count, strip)
-        links = self._links_to_previous(labels[0])
-        reaching_border = np.unique(labels[-1][labels[-1] > 0]).tolist()
-
-        current: dict[int, _Open] = {}
-        for above, label in links:
-            component = self._open[above].root()
-            if label not in current:
-                current[label] = pieces.opened(label)
-            component.join(current[label].root())
-        for label in reaching_border:
-            if label not in current:
-                current[label] = pieces.opened(label)
-
-        going_on = {id(current[label].root()) for label in reaching_border}
-        involved = {id(part.root()): part.root() for part in (*self._open.values(), *current.values())}
-        yield from (part.closed() for key, part in involved.items() if key not in going_on)
-        yield from (pieces.closed(label) for label in range(1, count + 1) if label not in current)
-        self._open = {label: current[label].root() for label in reaching_border}
-        self._border = labels[-1]
-
-    def finish(self) -> Iterator[Component]:
-        """The components that reach the lower end of the last strip."""
-        yield from (part.closed() for part in {id(part): part for part in self._open.values()}.values())
-        self._open = {}
-
-    def _label(self, mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
-        """Labels from 1 up, int32 [height, width], of the 4-connected components, and their number.
-
-        Specks are left out, but for those at a border of the strip, which may be part of something larger.
-        """
-        labels, count = ndimage.label(mask, output=np.int32)
-        if self._smallest > 1:
-            height = mask.shape[0]
-            kept = np.zeros(count + 1, np.bool_)
-            kept[1:] = [
-                rows.start == 0
-                or rows.stop == height
-                or (rows.stop - rows.start) * (columns.stop - columns.start) >= self._smallest
-                for rows, columns in ndimage.find_objects(labels)
+        window = strip.window
+        step = max(1, _PIXELS_AT_ONCE // window.width)
+        self._below = Window(window.col, window.row_stop, window.width, 1)
+        return Components.joined(
+            [
+                self._feed(window.col, window.row + start, strip.planes[:, start : start + step])
+                for start in range(0, window.height, step)
             ]
-            numbers = np.cumsum(kept, dtype=np.int32)
-            labels, count = np.where(kept, numbers, 0).astype(np.int32)[labels], int(numbers[-1])
-        return labels, count
+        )
 
-    def _links_to_previous(self, first_row: NDArray[np.int32]) -> list[tuple[int, int]]:
-        """Pairs (label above, label below) that share a pixel edge across the strips' border."""
-        if self._border is None:
-            return []
-        both = (self._border > 0) & (first_row > 0)
-        pairs = np.unique(np.stack([self._border[both], first_row[both]], axis=1), axis=0)
-        return [(int(above), int(label)) for above, label in pairs]
+    def finish(self) -> Components:
+        """The components that reach the lower end of the last strip."""
+        return self.feed(Strip(self._below, np.full((3, 1, self._below.width), NODATA, np.uint8)))
+
+    def _feed(self, col: int, row: int, planes: Planes) -> Components:
+        before = self._open or _nothing(planes.shape[2])
+        found, count = ndimage.label(building_mask(planes, self._building_clusters), output=np.int32)
+        labels = _below_border(before.border, found)
+        # Labels are of this strip's parts; parts that meet across its upper border are one component.
+        component = _joined_labels(labels, 1 + len(before.sums.probability) + count)
+        is_open = np.zeros(component.max() + 1, np.bool_)
+        is_open[component[labels[-1]]] = True
+        is_open[component[0]] = False  # what is no building
+
+        corners = np.concatenate([before.corners, _corners(labels, col, row)])
+        corners["label"], corners["other"] = component[corners["label"]], component[corners["other"]]
+        ended = ~is_open[corners["label"]]
+        polygons, numbers = _outlines(corners[ended], self._smallest)
+
+        kept = np.concatenate([numbers, np.flatnonzero(is_open)])
+        rank = np.zeros(len(is_open), np.int32)  # from 1 up, those that ended first
+        rank[kept] = np.arange(1, len(kept) + 1)
+        sums = _sums(rank[component], labels[1:, 1:-1], planes, before.sums, len(kept))
+
+        going_on = corners[~ended]
+        renumbered = np.zeros(len(is_open), np.int32)
+        renumbered[is_open] = np.arange(1, is_open.sum() + 1)
+        going_on["label"], going_on["other"] = renumbered[going_on["label"]], renumbered[going_on["other"]]
+        self._open = _Open(
+            renumbered[component[labels[-1, 1:-1]]],
+            going_on,
+            _Sums(sums.votes[len(numbers) :], sums.probability[len(numbers) :]),
+        )
+        votes, pixels = sums.votes[: len(numbers)], sums.votes[: len(numbers)].sum(axis=1)
+        confidence = sums.probability[: len(numbers)] / (PROBABILITY_SCALE * pixels)
+        return Components(polygons, votes.argmax(axis=1), pixels, confidence)
 
 
-@dataclass(frozen=True)
-class _Pieces:
-    """The labelled components of one strip.
+def _nothing(width: int) -> _Open:
+    sums = _Sums(np.zeros((0, 1), np.int64), np.zeros(0))
+    return _Open(np.zeros(width, np.int32), np.zeros(0, _CORNER), sums)
 
-    Attributes:
-        polygons: by label; the first entry is empty.
-        votes: pixels per label and cluster, int [labels + 1, clusters].
-        clusters: numbers of those clusters, rising.
-        probability: sum per label, 0 to 254 a pixel.
+
+def _below_border(border: Labels, found: Labels) -> Labels:
+    """Labels int32 [height + 1, width + 2] of a strip below the border, with a column of 0 at each side.
+
+    Those of the strip go on after those of the border.
     """
-
-    polygons: list[shapely.Polygon]
-    votes: Ints
-    clusters: NDArray[np.uint8]
-    probability: Ints
-
-    def opened(self, label: int) -> _Open:
-        return _Open([self.polygons[label]], self._all_votes(label), int(self.probability[label]))
-
-    def closed(self, label: int) -> Component:
-        return _component(self.polygons[label], self._all_votes(label), int(self.probability[label]))
-
-    def _all_votes(self, label: int) -> Ints:
-        votes = np.zeros(NODATA + 1, np.int64)
-        votes[self.clusters] = self.votes[label]
-        return votes
+    labels = np.zeros((found.shape[0] + 1, found.shape[1] + 2), np.int32)
+    labels[0, 1:-1] = border
+    inner = labels[1:, 1:-1]
+    np.add(found, border.max(initial=0), out=inner, where=found > 0)
+    return labels
 
 
-def _trace(labels: NDArray[np.int32], count: int, strip: Strip) -> _Pieces:
-    """Polygons and sums per label. GDAL's polygonizer follows pixel edges and makes one valid polygon a label."""
-    inside = labels > 0
-    members = labels[inside]
-    clusters, cluster_index = np.unique(strip.planes[0][inside], return_inverse=True)
-    votes = np.bincount(members * np.int64(len(clusters)) + cluster_index, minlength=(count + 1) * len(clusters))
-    probability = np.bincount(members, weights=strip.planes[2][inside], minlength=count + 1).astype(np.int64)
-    polygons = [shapely.Polygon()] * (count + 1)
-    origin = Affine.translation(strip.window.col, strip.window.row)
-    for geometry, label in shapes(labels, mask=inside, connectivity=4, transform=origin):
-        shell, *holes = geometry["coordinates"]
-        polygons[int(label)] = shapely.Polygon(shell, holes)
-    return _Pieces(polygons, votes.reshape(count + 1, -1), clusters, probability)
+def _joined_labels(labels: Labels, count: int) -> Labels:
+    """Number of the component of each of `count` labels, 0 among them: labels that meet below the first row are one."""
+    above, below = labels[0], labels[1]
+    met = (above > 0) & (below > 0)
+    links = sparse.coo_array((np.ones(met.sum(), np.int8), (above[met], below[met])), shape=(count, count))
+    component: Labels = connected_components(links, directed=False)[1]
+    return component
 
 
-def _component(polygon: shapely.Polygon, votes: Ints, probability: int) -> Component:
-    pixels = int(votes.sum())
-    return Component(polygon, int(votes.argmax()), pixels, probability / (PROBABILITY_SCALE * pixels))
+def _corners(labels: Labels, col: int, row: int) -> Corners:
+    """The corners at the vertices between the rows of `labels`, the first of which lies above `row`."""
+    inside = (labels > 0).view(np.uint8)
+    around = inside[:-1, :-1] | inside[:-1, 1:] << 1 | inside[1:, :-1] << 2 | inside[1:, 1:] << 3
+    y, x = np.nonzero((_TURNS | _TOUCHES)[around])
+    pixels = around[y, x]
+    touches = _TOUCHES[pixels]
+    x_touch, y_touch, pixels_touch = x[touches], y[touches], pixels[touches]
+    # Where two pixels touch, each has a corner of its own.
+    upper, lower = labels[y_touch, x_touch], labels[y_touch + 1, x_touch + 1]
+    falling = pixels_touch == (_NORTH_WEST | _SOUTH_EAST)
+    upper[~falling] = labels[y_touch, x_touch + 1][~falling]
+    lower[~falling] = labels[y_touch + 1, x_touch][~falling]
+    upper_pixel = np.where(falling, _NORTH_WEST, _NORTH_EAST)
+    x, y, pixels = x[~touches], y[~touches], pixels[~touches]
+    label = labels[y, x]
+    for down, right in ((0, 1), (1, 0), (1, 1)):
+        label = np.maximum(label, labels[y + down, x + right])
 
-
-def _without_straight_vertices(polygon: shapely.Polygon) -> shapely.Polygon:
-    """The same polygon without vertices on straight edges; exact, since all edges run along rows or columns."""
-    return shapely.Polygon(_corners(polygon.exterior), [_corners(ring) for ring in polygon.interiors])
-
-
-def _corners(ring: shapely.LinearRing) -> NDArray[np.float64]:
-    """Vertices [n, 2] at which the ring turns."""
-    vertices: NDArray[np.float64] = shapely.get_coordinates(ring)[:-1]
-    before, after = vertices - np.roll(vertices, 1, axis=0), np.roll(vertices, -1, axis=0) - vertices
-    turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
-    corners: NDArray[np.float64] = vertices[turns]
+    corners = np.zeros(len(x) + 2 * len(x_touch), _CORNER)
+    pixels = np.concatenate([pixels, upper_pixel, pixels_touch - upper_pixel])
+    corners["x"] = np.concatenate([x, x_touch, x_touch]) + col
+    corners["y"] = np.concatenate([y, y_touch, y_touch]) + row
+    corners["right"], corners["down"], corners["across"] = _RIGHT[pixels], _DOWN[pixels], _ACROSS[pixels]
+    corners["label"] = np.concatenate([label, upper, lower])
+    corners["other"][len(x) :] = np.concatenate([lower, upper])
     return corners
+
+
+def _outlines(corners: Corners, smallest: float) -> tuple[NDArray[np.object_], Ints]:
+    """Polygons of whole components of at least `smallest` pixels, holes counted, and their labels, rising."""
+    if len(corners) == 0:
+        return np.zeros(0, np.object_), np.zeros(0, np.int64)
+    onward = _next_corner(corners)
+    ring, order = _rings(onward)
+    x, y = corners["x"] - corners["x"].min(), corners["y"] - corners["y"].min()
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    area = np.bincount(ring, x * y[onward] - x[onward] * y) / 2  # of shells positive, of holes negative
+    label = np.zeros(len(area), np.int64)
+    label[ring] = corners["label"]
+    is_shell = area > 0
+    is_kept = np.zeros(label.max() + 1, np.bool_)
+    is_kept[label[is_shell & (area >= smallest)]] = True
+    kept_rings = is_kept[label]
+
+    order = order[kept_rings[ring[order]]]
+    rank = np.cumsum(kept_rings) - 1
+    vertices = np.stack([corners["x"][order], corners["y"][order]], axis=1).astype(np.float64)
+    rings = shapely.linearrings(vertices, indices=rank[ring[order]])
+    label, is_shell = label[kept_rings], is_shell[kept_rings]
+    shell_first = np.lexsort([~is_shell, label])
+    numbers, polygon = np.unique(label[shell_first], return_inverse=True)
+    if len(numbers) == 0:
+        return np.zeros(0, np.object_), numbers
+    return shapely.polygons(rings[shell_first], indices=polygon), numbers
+
+
+def _next_corner(corners: Corners) -> Ints:
+    """Index of the corner that follows each along its outline, inside on the right.
+
+    Where pixels of one component touch at a vertex, the outline goes over from one to the other: the ground that they
+    close in is then a hole that meets the shell in a point, as a valid polygon has it, and not a shell that meets
+    itself.
+    """
+    x, y, right = (corners[name].astype(np.int64) for name in ("x", "y", "right"))
+    down = corners["down"] ^ (corners["other"] == corners["label"])
+    by_rows = _partners((y * (x.max() + 1) + x) * 2 + right)
+    by_columns = _partners((x * (y.max() + 1) + y) * 2 + down)
+    return np.where(corners["across"], by_rows, by_columns)
+
+
+def _partners(place: Ints) -> Ints:
+    """The other end of the edge that ends at each place, where sorted places are first and last ends by turns."""
+    order = np.argsort(place)
+    partners = np.empty_like(order)
+    partners[order[0::2]], partners[order[1::2]] = order[1::2], order[0::2]
+    return partners
+
+
+def _rings(onward: Ints) -> tuple[Labels, Ints]:
+    """The cycles of a permutation: number of each element's cycle, and all elements, cycle by cycle in their order."""
+    count = len(onward)
+    everyone = np.arange(count)
+
+    def graph(successors: Ints) -> sparse.csr_array:
+        return sparse.csr_array((np.ones(count, np.int8), successors, np.arange(count + 1)), shape=(count, count))
+
+    number, ring = connected_components(graph(onward), directed=True, connection="weak")
+    first = np.zeros(number, np.int64)
+    first[ring[::-1]] = everyone[::-1]
+    before = np.empty_like(onward)
+    before[onward] = everyone
+    # Each cycle's end led on to the next cycle's begin, one walk passes through all of them.
+    chained = onward.copy()
+    chained[before[first]] = np.roll(first, -1)
+    order: Ints = breadth_first_order(graph(chained), first[0], return_predecessors=False)
+    return ring, order
+
+
+def _sums(rank: Labels, labels: Labels, planes: Planes, before: _Sums, count: int) -> _Sums:
+    """Sums of the components of rank 1 to `count`, by label; `before` has those of the first labels so far."""
+    inside = labels > 0
+    ranks = rank[labels[inside]]
+    clusters = planes[0][inside]
+    width = max(int(clusters.max(initial=0)) + 1, before.votes.shape[1])
+    votes = np.bincount(ranks * np.int64(width) + clusters, minlength=(count + 1) * width).reshape(count + 1, width)
+    probability = np.asarray(np.bincount(ranks, planes[2][inside], count + 1), np.float64)
+    ranks_before = rank[1 : len(before.probability) + 1]
+    np.add.at(votes[:, : before.votes.shape[1]], ranks_before, before.votes)
+    np.add.at(probability, ranks_before, before.probability)
+    return _Sums(votes[1:], probability[1:])

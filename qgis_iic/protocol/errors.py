@@ -100,6 +100,13 @@ class ProviderUnavailable(IicError):
     exit_status = 30
 
 
+class OutOfMemory(IicError):
+    """The network does not fit into the memory of the device, even with one tile at a time."""
+
+    code = "out-of-memory"
+    exit_status = 31
+
+
 class OutputNotWritable(IicError):
     """The folder of the output is missing or can't be written to."""
 

@@ -20,8 +20,8 @@ from qgis_iic.protocol.errors import JobInvalid
 VERSION = 1
 
 Task = Literal["extract", "segment"]
-Provider = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "fp16", "int8"]
+Provider = Literal["auto", "cpu", "cuda", "tensorrt", "directml", "coreml", "openvino"]
+Precision = Literal["fp32", "fp16", "int8", "auto"]
 
 Window = tuple[int, int, int, int]
 
@@ -62,9 +62,11 @@ class Job:
         sources: the rasters, at least one; exactly one for `segment`.
         model: path of the ONNX model.
         output: the GeoPackage (`extract`) or the GeoTIFF (`segment`); layers are added to a GeoPackage that exists.
-        provider: where the network runs; `auto` takes the first that binds.
-        precision: which of the model's sibling files to run.
-        tile_size: side of the tiles in working pixels, None for the model's own.
+        provider: where the network runs; `auto` takes the fastest that binds.
+        precision: which of the model's sibling files to run; `auto` takes the fastest on the machine, and the answer
+            may then differ between machines.
+        tile_size: largest side of the tiles in working pixels, None for what the memory allows.
+        memory: that a run on a CPU may take, in MB; None stands for 1500 and tiles no larger than the model's own.
         min_area: smallest building in m2; smaller ones are dropped.
         max_hole_area: largest hole in m2 that is filled.
         building_clusters: clusters that are buildings, None for the model's own decision. Given, they decide even with
@@ -80,6 +82,7 @@ class Job:
     provider: Provider = "auto"
     precision: Precision = "fp32"
     tile_size: int | None = None
+    memory: int | None = None
     min_area: float = 10.0
     max_hole_area: float = 5.0
     building_clusters: tuple[int, ...] | None = None
@@ -175,6 +178,9 @@ def _check(job: Job) -> None:
     _require(len(job.sources) > 0, "`sources` must name at least one raster")
     _require(job.task == "extract" or len(job.sources) == 1, "the task `segment` takes one raster")
     _require(job.tile_size is None or _is_count(job.tile_size), "`tile_size` must be a positive whole number")
+    _require(
+        job.memory is None or _is_count(job.memory, least=600), "`memory` must be a whole number of MB from 600 up"
+    )
     for name in ("min_area", "max_hole_area"):
         value = getattr(job, name)
         _require(_is_number(value) and 0 <= value < float("inf"), f"`{name}` must be a number of m2, zero or more")

@@ -41,7 +41,12 @@ def test_every_command_has_help(command: str) -> None:
 
 def test_the_help_states_defaults() -> None:
     output = CliRunner().invoke(main, ["extract", "--help"]).output
-    for default in ("[default: 10.0]", "[default: auto]", "[default: the model's]", "[default: the raster's name]"):
+    for default in (
+        "[default: 10.0]",
+        "[default: auto]",
+        "[default: what the memory allows]",
+        "[default: the raster's name]",
+    ):
         assert default in " ".join(output.split())
 
 

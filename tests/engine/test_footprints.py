@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
+import geopandas
 import numpy as np
+import pandas
 import pyproj
 import pytest
 import shapely
@@ -10,19 +15,41 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qgis_iic.engine.footprints import footprints, measure
-from qgis_iic.engine.vectorization import Component
+from qgis_iic.engine.footprints import FootprintFile, footprints, measure
+from qgis_iic.engine.vectorization import Components
 from tests.rasters import NORTH_UP
 
 UTM = pyproj.CRS("EPSG:32645")
 
 
-def component(polygon: shapely.Polygon, cluster: int = 1, confidence: float = 0.5) -> Component:
-    return Component(polygon, cluster, int(polygon.area), confidence)
+def components(*polygons: shapely.Polygon, first: int = 0) -> Components:
+    """Numbered from `first`: the number is the cluster, a quarter of it the confidence."""
+    numbers = np.arange(first, first + len(polygons))
+    pixels = shapely.area(polygons).astype(np.int64)
+    return Components(np.array(polygons, object), numbers, pixels, numbers / 4)
 
 
-def court(side: int, hole: int) -> Component:
-    return component(shapely.box(0, 0, side, side).difference(shapely.box(1, 1, 1 + hole, 1 + hole)))
+def table_of(
+    parts: Components, transform: Affine, crs: pyproj.CRS | None, *, min_area: float = 0, max_hole_area: float = 0
+) -> geopandas.GeoDataFrame:
+    about = transform @ (50, 50)
+    return gathered([footprints(parts, transform, crs, about, min_area=min_area, max_hole_area=max_hole_area)], crs)
+
+
+def gathered(tables: list[geopandas.GeoDataFrame], crs: pyproj.CRS | None, rows: int = 1000) -> geopandas.GeoDataFrame:
+    with tempfile.TemporaryDirectory() as folder:
+        found = FootprintFile(Path(folder) / "f.wkb", crs)
+        for table in tables:
+            found.add(table)
+        assert len(found) == sum(map(len, tables))
+        parts = list(found.tables(rows))
+        assert found.area == pytest.approx(sum(part["area_m2"].sum() for part in parts))
+    assert all(len(part) == rows for part in parts[:-1])
+    return pandas.concat(parts, ignore_index=True)
+
+
+def court(side: int, hole: int) -> shapely.Polygon:
+    return shapely.box(0, 0, side, side).difference(shapely.box(1, 1, 1 + hole, 1 + hole))
 
 
 @given(
@@ -32,9 +59,9 @@ def test_area_is_conserved_through_any_affine(x: float, y: float, angle: float, 
     transform = (
         Affine.translation(5e5, 3e6) @ Affine.rotation(angle) @ Affine.shear(20 * shear) @ Affine.scale(x, y * flip)
     )
-    parts = [component(shapely.box(3, 4, 10, 20)), court(12, 5)]
-    table = footprints(parts, transform, None, min_area=0, max_hole_area=0)
-    expected = sum(part.pixels for part in parts) * abs(transform.determinant)
+    parts = components(shapely.box(3, 4, 10, 20), court(12, 5))
+    table = table_of(parts, transform, None)
+    expected = parts.pixels.sum() * abs(transform.determinant)
     assert table.geometry.area.sum() == pytest.approx(expected, rel=1e-6)
     assert table["area_m2"].sum() == pytest.approx(expected, rel=1e-6)
     assert table.geometry.is_valid.all()
@@ -51,8 +78,8 @@ def test_area_is_conserved_through_any_affine(x: float, y: float, angle: float, 
     ],
 )
 def test_measures_are_those_of_the_ellipsoid(crs: str, transform: Affine) -> None:
-    parts = [court(100, 60), component(shapely.box(2000, 3000, 2100, 3050))]
-    table = footprints(parts, transform, pyproj.CRS(crs), min_area=0, max_hole_area=0)
+    parts = components(court(100, 60), shapely.box(2000, 3000, 2100, 3050))
+    table = table_of(parts, transform, pyproj.CRS(crs))
     geod = pyproj.CRS(crs).get_geod()
     assert geod is not None
     for row, geographic in zip(table.itertuples(), table.geometry.to_crs(table.crs.geodetic_crs), strict=True):
@@ -68,28 +95,34 @@ def test_measures_across_the_180th_meridian(latitude: float) -> None:
         return np.array([shapely.box(x - 1e-4, south, x + 1e-4, north) for x in centers], object)
 
     crs = pyproj.CRS("EPSG:4326")
-    for across, elsewhere in zip(measure(boxes(-179.9998, 179.9998), crs), measure(boxes(10.0), crs), strict=True):
+    here, there = (179.9998, latitude), (10.0, latitude)
+    both = zip(measure(boxes(-179.9998, 179.9998), crs, here), measure(boxes(10.0), crs, there), strict=True)
+    for across, elsewhere in both:
         np.testing.assert_allclose(across, elsewhere[0], rtol=1e-6)
 
 
 def test_small_holes_are_filled_and_large_ones_stay() -> None:
-    parts = [court(30, 10), component(shapely.transform(court(30, 20).polygon, lambda xy: np.add(xy, (100, 0))))]
-    table = footprints(parts, Affine.scale(0.5), None, min_area=0, max_hole_area=25)
+    parts = components(court(30, 10), shapely.transform(court(30, 20), lambda xy: np.add(xy, (100, 0))))
+    table = table_of(parts, Affine.scale(0.5), None, max_hole_area=25)
     assert [len(polygon.interiors) for polygon in table.geometry] == [0, 1]
     np.testing.assert_allclose(table["area_m2"], [225, 125])
-    assert (footprints(parts, Affine.scale(0.5), None, min_area=0, max_hole_area=24)["area_m2"] < 225).all()
+    assert (table_of(parts, Affine.scale(0.5), None, max_hole_area=24)["area_m2"] < 225).all()
 
 
 def test_the_minimum_counts_after_filling() -> None:
-    parts = [court(10, 8), component(shapely.box(50, 0, 59, 10))]
-    table = footprints(parts, Affine.identity(), None, min_area=95, max_hole_area=64)
+    parts = components(court(10, 8), shapely.box(50, 0, 59, 10))
+    table = table_of(parts, Affine.identity(), None, min_area=95, max_hole_area=64)
     np.testing.assert_allclose(table["area_m2"], [100])
 
 
-def test_rows_are_in_reading_order_whatever_the_components_order() -> None:
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_rows_are_in_reading_order_whatever_the_components_order(rows: int) -> None:
     boxes = [shapely.box(0, 0, 5, 5), shapely.box(20, 0, 25, 5), shapely.box(3, 9, 8, 12)]
-    parts = [component(box, cluster=index, confidence=index / 4) for index, box in enumerate(boxes)]
-    table = footprints([parts[2], parts[0], parts[1]], NORTH_UP, UTM, min_area=0, max_hole_area=0)
+    batches = [components(boxes[2], first=2), components(), components(*boxes[:2])]
+    tables = [footprints(batch, NORTH_UP, UTM, (5e5, 3e6), min_area=0, max_hole_area=0) for batch in batches]
+    table = gathered(tables, UTM, rows)
+    expected = [shapely.affinity.affine_transform(box, NORTH_UP.to_shapely()) for box in boxes]
+    assert shapely.equals(table.geometry.to_numpy(), expected).all()
     assert table["id"].tolist() == [1, 2, 3]
     assert table["cluster"].tolist() == [0, 1, 2]
     assert table["confidence"].tolist() == [0, 0.25, 0.5]
@@ -97,11 +130,11 @@ def test_rows_are_in_reading_order_whatever_the_components_order() -> None:
 
 
 def test_no_component_gives_an_empty_table_with_all_columns() -> None:
-    table = footprints([], NORTH_UP, UTM, min_area=0, max_hole_area=0)
+    table = table_of(components(), NORTH_UP, UTM)
     assert len(table) == 0
     assert list(table.columns) == ["id", "cluster", "area_m2", "perimeter_m", "confidence", "geometry"]
 
 
 def test_measures_of_nothing() -> None:
-    areas, perimeters = measure(np.array([], object), UTM)
+    areas, perimeters = measure(np.array([], object), UTM, (5e5, 3e6))
     assert areas.shape == perimeters.shape == (0,)

@@ -9,23 +9,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import geopandas
+import numpy as np
 import pyogrio
 import pyproj
 import pytest
 import shapely
 
 from qgis_iic.engine import geopackage
-from qgis_iic.engine.footprints import footprints
+from qgis_iic.engine.footprints import FootprintFile, footprints
 from qgis_iic.engine.geopackage import BuildingLayer, check_target, write_layers
-from qgis_iic.engine.vectorization import Component
+from qgis_iic.engine.vectorization import Components
 from qgis_iic.protocol.errors import LayerExists, OutputIsOtherKind, OutputNotWritable
 from tests.rasters import NORTH_UP
 
+FOLDER = tempfile.TemporaryDirectory()
+
 
 def layer(name: str, count: int) -> BuildingLayer:
-    parts = [Component(shapely.box(9 * n, 0, 9 * n + 5, 5), n, 25, 0.5) for n in range(count)]
-    table = footprints(parts, NORTH_UP, pyproj.CRS("EPSG:32645"), min_area=0, max_hole_area=0)
-    return BuildingLayer(name, table, {"IIC_MODEL": "m"})
+    numbers = np.arange(count)
+    boxes = shapely.box(9 * numbers, 0, 9 * numbers + 5, 5)
+    parts = Components(boxes, numbers, np.full(count, 25), np.full(count, 0.5))
+    table = footprints(parts, NORTH_UP, pyproj.CRS("EPSG:32645"), (5e5, 3e6), min_area=0, max_hole_area=0)
+    found = FootprintFile(Path(FOLDER.name) / f"{name}{count}.wkb", pyproj.CRS("EPSG:32645"))
+    found.add(table)
+    return BuildingLayer(name, found, {"IIC_MODEL": "m"})
 
 
 def write(path: Path, *layers: BuildingLayer) -> None:
@@ -50,11 +57,22 @@ def test_a_layer_comes_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "b.gpkg"
     write(path, layer("first", 3))
     read = geopandas.read_file(path)
-    made = layer("first", 3).table
+    (made,) = layer("first", 3).footprints.tables(10)
     assert read.crs.to_epsg() == 32645
     assert read.geom_equals(made.geometry).all()
     for column in ("id", "cluster", "area_m2", "perimeter_m", "confidence"):
         assert read[column].tolist() == made[column].tolist()
+
+
+def test_a_layer_is_the_same_in_one_go_or_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "one.gpkg", layer("first", 7), layer("second", 2))
+    monkeypatch.setattr(geopackage, "_ROWS_AT_ONCE", 3)
+    for _ in range(2):  # the second time over what is there
+        write(tmp_path / "several.gpkg", layer("first", 7), layer("second", 2))
+    for name in ("first", "second"):
+        one, several = (geopandas.read_file(tmp_path / f"{file}.gpkg", layer=name) for file in ("one", "several"))
+        assert one.equals(several)
+        assert pyogrio.read_info(tmp_path / "several.gpkg", layer=name)["layer_metadata"]["IIC_MODEL"] == "m"
 
 
 def test_an_empty_layer_is_a_polygon_layer(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ import shapely
 from affine import Affine
 
 from qgis_iic.engine.cancellation import Cancellation
-from qgis_iic.engine.pipeline import class_map, run
+from qgis_iic.engine.pipeline import _tile_size_within, class_map, run
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import (
     Cancelled,
@@ -40,7 +41,7 @@ from qgis_iic.protocol.errors import (
 )
 from qgis_iic.protocol.events import Event, Progress, Started, Warned
 from qgis_iic.protocol.job import Job, Source
-from tests.onnx_models import brightness_model, random_model
+from tests.onnx_models import brightness_model, metadata, random_model
 from tests.rasters import NORTH_UP, town, write_raster
 
 ROOFS = [(20, 30, 40, 30), (120, 40, 50, 25), (60, 100, 30, 15)]
@@ -168,6 +169,28 @@ def test_the_answer_does_not_depend_on_the_tiles(scene: Path, tmp_path: Path, de
     assert len(first) > 3
     assert first.geom_equals(second.geometry).all()
     assert first.drop(columns="geometry").equals(second.drop(columns="geometry"))
+
+
+def test_tiles_follow_the_memory() -> None:
+    model = metadata(tile_size=650, halo=20, stride=2)
+    assert 600 < _tile_size_within(None, model, 5000) <= 650
+    assert 500 < _tile_size_within(None, model, 40_000) < 600  # strips take some
+    assert _tile_size_within(None, replace(model, tile_size=64), 5000) == 64
+    assert _tile_size_within(4000, model, 5000) > 1000
+    assert _tile_size_within(600, model, 5000) < 300
+    assert _tile_size_within(600, model, 10_000_000) == 80
+
+
+def test_memory_of_the_job_reaches_the_tiles(tmp_path: Path) -> None:
+    random_model(tmp_path / "model.onnx", tile_size=40)
+    scene = write_raster(tmp_path / "scene.tif", town(130, 200, ROOFS))
+    few, some = (
+        next(
+            event.tiles for event in extract(scene, tmp_path / "model.onnx", **changes)[1] if isinstance(event, Started)
+        )
+        for changes in ({"memory": 2000}, {"overwrite": True})
+    )
+    assert (few, some) == (1, 40)
 
 
 def test_events_are_in_order(scene: Path, model: Path) -> None:

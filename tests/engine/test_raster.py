@@ -123,6 +123,26 @@ def test_control_points_are_not_enough(tmp_path: Path) -> None:
         pass
 
 
+def test_without_data_only_the_mask_is_read(tmp_path: Path) -> None:
+    class MaskOnly:
+        """A dataset whose pixels can't be read."""
+
+        def __init__(self, dataset: rasterio.DatasetReader) -> None:
+            self.mask_flag_enums = dataset.mask_flag_enums
+            self.read_masks = dataset.read_masks
+
+        def read(self, *_: object, **__: object) -> np.ndarray:
+            pytest.fail("pixels without data were read")
+
+    path = write_raster(tmp_path / "r.tif", np.ones((3, 8, 9), np.uint8), valid=np.zeros((8, 9), bool))
+    with open_raster(path) as raster:
+        raster._dataset = MaskOnly(raster._dataset)
+        values, valid = raster.read((1, 2, 3), Window(0, 0, 9, 8))
+    assert values.shape == (3, 8, 9)
+    assert not values.any()
+    assert not valid.any()
+
+
 def test_overviews_are_not_used(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "r.tif", ramp(1, 64, 64), transform=NORTH_UP @ Affine.scale(0.25), crs=None)
     honest, _ = read_all(path)

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from qgis_iic.engine.session import Session, model_file
-from qgis_iic.protocol.errors import Cancelled, ModelInvalid, ModelNotFound, ProviderUnavailable
+from qgis_iic.protocol.errors import Cancelled, ModelInvalid, ModelNotFound, OutOfMemory
 from tests.onnx_models import brightness_model, metadata, random_model
 
 
@@ -122,12 +122,58 @@ def test_metadata_that_contradicts_the_graph_is_named(tmp_path: Path) -> None:
         Session(tmp_path / "m.onnx", "cpu")
 
 
-def test_auto_takes_what_binds_and_a_missing_gpu_is_no_silent_fallback(tmp_path: Path) -> None:
+def test_auto_precision_takes_the_fastest_sibling_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"fp32": 2.0, "int8": 1.0, "fp16": 0.5}
+    monkeypatch.setattr("qgis_iic.engine.session._Bound.trial", lambda bound: seconds[bound.precision])
+    for name in ("m.onnx", "m.fp16.onnx"):
+        brightness_model(tmp_path / name)
+    assert Session(tmp_path / "m.onnx", "cpu", precision="auto").path == tmp_path / "m.onnx"  # fp16 is for GPUs
+    brightness_model(tmp_path / "m.int8.onnx")
+    session = Session(tmp_path / "m.onnx", "cpu", precision="auto")
+    assert (session.path, session.precision) == (tmp_path / "m.int8.onnx", "int8")
+    seconds["int8"] = 3.0
+    assert Session(tmp_path / "m.onnx", "cpu", precision="auto").precision == "fp32"
+    assert Session(tmp_path / "m.onnx", "cpu").precision == "fp32"
+
+
+def test_a_trial_runs_the_model(tmp_path: Path) -> None:
+    random_model(tmp_path / "m.onnx")
+    random_model(tmp_path / "m.int8.onnx")
+    assert Session(tmp_path / "m.onnx", precision="auto").precision in ("fp32", "int8")
+
+
+class _SmallDevice:
+    """A session that holds `room` tiles at once."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, room: int) -> None:
+        self._session = session
+        self._room = room
+        self.batches: list[int] = []
+
+    def run(self, names: list[str], feed: dict[str, np.ndarray], options: onnxruntime.RunOptions) -> list[np.ndarray]:
+        tiles = len(feed["image"])
+        self.batches.append(tiles)
+        if tiles > self._room:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+        return self._session.run(names, feed, options)
+
+
+def test_a_batch_that_does_not_fit_is_halved_for_good(tmp_path: Path) -> None:
     brightness_model(tmp_path / "m.onnx")
-    assert Session(tmp_path / "m.onnx", "auto").provider in onnxruntime.get_available_providers()
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        with pytest.raises(ProviderUnavailable, match="cuda"):
-            Session(tmp_path / "m.onnx", "cuda")
+    session = Session(tmp_path / "m.onnx", "cpu")
+    tiles = np.random.default_rng(0).integers(0, 255, (7, 3, 4, 4)).astype(np.float32)
+    whole = session.run(tiles)
+    device = _SmallDevice(session._session, room=2)
+    session._session = device
+    session.batch_size = 8
+    np.testing.assert_array_equal(session.run(tiles), whole)
+    assert device.batches[:3] == [7, 3, 1]
+    assert session.batch_size <= 2
+    device._room = 0
+    with pytest.raises(OutOfMemory, match="4 x 4"):
+        session.run(tiles)
 
 
 def test_a_run_under_way_can_be_cancelled(tmp_path: Path) -> None:

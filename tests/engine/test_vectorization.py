@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import shapely
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
+from qgis_iic.engine import vectorization
 from qgis_iic.engine.stitching import Strip
 from qgis_iic.engine.tiling import Window
-from qgis_iic.engine.vectorization import Component, Vectorizer, building_mask
+from qgis_iic.engine.vectorization import Components, Vectorizer, building_mask
 
 BUILDINGS = (1, 3)
 
@@ -27,26 +30,40 @@ def probabilities(clusters: np.ndarray) -> np.ndarray:
     return np.where(clusters == 255, 255, numbers).astype(np.uint8)
 
 
+class Part(NamedTuple):
+    """One of `Components`."""
+
+    polygon: shapely.Polygon
+    cluster: int
+    pixels: int
+    confidence: float
+
+
+def parts(components: Components) -> list[Part]:
+    columns = (components.polygons, components.cluster, components.pixels, components.confidence)
+    return [Part(*values) for values in zip(*columns, strict=True)]
+
+
 def vectorize(
     clusters: np.ndarray,
     cuts: list[int],
     origin: tuple[int, int] = (0, 0),
     smallest: float = 0,
     building_clusters: tuple[int, ...] | None = BUILDINGS,
-) -> list[Component]:
+) -> list[Part]:
     """Components of a class raster that is fed in strips with ends at `cuts`."""
     height, width = clusters.shape
     planes = np.stack([clusters, clusters, probabilities(clusters)])
     vectorizer = Vectorizer(building_clusters, smallest)
-    components: list[Component] = []
+    components: list[Part] = []
     ends = sorted({cut for cut in cuts if 0 < cut < height} | {height})
     for start, end in zip([0, *ends], ends, strict=False):
         window = Window(origin[0], origin[1] + start, width, end - start)
-        components += vectorizer.feed(Strip(window, planes[:, start:end]))
-    return components + list(vectorizer.finish())
+        components += parts(vectorizer.feed(Strip(window, planes[:, start:end])))
+    return components + parts(vectorizer.finish())
 
 
-def outlines(components: list[Component]) -> set[tuple[bytes, int, int, float]]:
+def outlines(components: list[Part]) -> set[tuple[bytes, int, int, float]]:
     return {
         (shapely.normalize(part.polygon).wkb, part.cluster, part.pixels, round(part.confidence, 9))
         for part in components
@@ -59,9 +76,9 @@ def test_strips_give_the_polygons_of_the_whole(
     clusters: np.ndarray, cuts: list[int], building_clusters: tuple[int, ...] | None
 ) -> None:
     whole = vectorize(clusters, [], building_clusters=building_clusters)
-    parts = vectorize(clusters, cuts, building_clusters=building_clusters)
-    assert len(parts) == len(whole)
-    assert outlines(parts) == outlines(whole)
+    pieced = vectorize(clusters, cuts, building_clusters=building_clusters)
+    assert len(pieced) == len(whole)
+    assert outlines(pieced) == outlines(whole)
 
 
 @settings(max_examples=200, deadline=None)
@@ -125,18 +142,35 @@ def test_two_arms_that_meet_below_are_one_building() -> None:
 def test_confidence_is_the_mean_probability() -> None:
     strip = Strip(Window(0, 0, 2, 1), np.array([[[1, 1]], [[0, 0]], [[254, 127]]], np.uint8))
     vectorizer = Vectorizer((1,))
-    assert list(vectorizer.feed(strip)) == []
-    (part,) = vectorizer.finish()
+    assert len(vectorizer.feed(strip)) == 0
+    (part,) = parts(vectorizer.finish())
     assert part.confidence == pytest.approx(0.75)
 
 
 @settings(max_examples=150, deadline=None)
 @given(CLASSES, st.lists(st.integers(1, 23), max_size=4), st.integers(2, 30))
 def test_only_specks_are_left_out(clusters: np.ndarray, cuts: list[int], smallest: int) -> None:
-    def large(components: list[Component]) -> list[Component]:
+    def large(components: list[Part]) -> list[Part]:
         return [part for part in components if shapely.Polygon(part.polygon.exterior).area >= smallest]
 
     assert outlines(large(vectorize(clusters, cuts, smallest=smallest))) == outlines(large(vectorize(clusters, [])))
+
+
+def test_a_strip_is_the_same_whatever_is_labelled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clusters = np.random.default_rng(0).choice(np.array([0, 1, 3, 255], np.uint8), (40, 30))
+    whole = outlines(vectorize(clusters, []))
+    monkeypatch.setattr(vectorization, "_PIXELS_AT_ONCE", 200)
+    assert outlines(vectorize(clusters, [])) == whole
+
+
+def test_ground_closed_in_by_pixels_that_touch_is_a_hole() -> None:
+    """Between the two pieces of ground, and beside the second, pixels of one building meet at a corner only."""
+    clusters = np.array([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 1], [0, 1, 1, 1]], np.uint8)
+    for cuts in ([], [1], [2], [1, 2, 3]):
+        (part,) = vectorize(clusters, cuts)
+        assert shapely.is_valid(part.polygon)
+        assert [shapely.Polygon(ring).area for ring in part.polygon.interiors] == [1, 1]
+        assert part.polygon.area == part.pixels == 11
 
 
 def test_specks_are_left_out() -> None:
@@ -150,5 +184,5 @@ def test_specks_are_left_out() -> None:
 def test_no_data_is_no_building_even_if_its_number_is_named() -> None:
     vectorizer = Vectorizer((1, 255))
     planes = np.full((3, 4, 4), 255, np.uint8)
-    assert list(vectorizer.feed(Strip(Window(0, 0, 4, 4), planes))) == []
-    assert list(vectorizer.finish()) == []
+    assert len(vectorizer.feed(Strip(Window(0, 0, 4, 4), planes))) == 0
+    assert len(vectorizer.finish()) == 0

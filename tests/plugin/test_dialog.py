@@ -68,7 +68,7 @@ def test_untouched_widgets_become_the_defaults_of_the_algorithm(
     assert parameters.pop("INPUT") == [layers[0].id()]
     assert parameters.pop("OUTPUT").endswith("out.gpkg")
     assert parameters == {name: definitions[name].defaultValue() for name in parameters}
-    assert parameters.keys() == {"MODEL", "MIN_AREA", "MAX_HOLE_AREA", "OVERWRITE", "PROVIDER"}
+    assert parameters.keys() == {"MODEL", "MIN_AREA", "MAX_HOLE_AREA", "OVERWRITE", "PROVIDER", "PRECISION"}
 
 
 def test_every_widget_reaches_its_parameter(ready: ExtractionDialog, layers: Any, model: Path) -> None:
@@ -81,6 +81,7 @@ def test_every_widget_reaches_its_parameter(ready: ExtractionDialog, layers: Any
     panel.layer_name.setText(" roofs ")
     panel.overwrite.setChecked(True)
     panel.provider.setCurrentText("cpu")
+    panel.precision.setCurrentText("auto")
     panel.tile_size.setValue(256)
     set_extent(ready, QgsRectangle(1, 2, 3, 4))
     parameters = panel.parameters()
@@ -95,6 +96,7 @@ def test_every_widget_reaches_its_parameter(ready: ExtractionDialog, layers: Any
         "LAYER_NAME": "roofs",
         "OVERWRITE": True,
         "PROVIDER": "cpu",
+        "PRECISION": "auto",
         "TILE_SIZE": 256,
         "OUTPUT": panel.output.filePath(),
     }

@@ -32,6 +32,7 @@ def test_every_parameter_reaches_the_job(provider: Any, context: Any, raster: An
         "EXTENT": "500005,500010,2999990,2999995",
         "BANDS": "1 2 3",
         "PROVIDER": "cuda",
+        "PRECISION": "fp16",
         "TILE_SIZE": 128,
         "OUTPUT": "/out/classes.tif",
     }
@@ -44,6 +45,7 @@ def test_every_parameter_reaches_the_job(provider: Any, context: Any, raster: An
         model="/models/other.onnx",
         output="/out/classes.tif",
         provider="cuda",
+        precision="fp16",
         tile_size=128,
         overwrite=True,
         id="0",

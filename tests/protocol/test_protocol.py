@@ -70,6 +70,7 @@ def test_the_scratch_folder_lies_beside_the_output_and_is_the_jobs_own() -> None
         {"output": "relative.gpkg"},
         {"provider": "abacus"},
         {"precision": "int4"},
+        {"memory": 100},
         {"tile_size": 0},
         {"min_area": -1},
         {"min_area": "ten"},

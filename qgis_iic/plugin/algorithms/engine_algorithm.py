@@ -32,13 +32,14 @@ from qgis_iic.plugin.layer_source import Reading, read_layer
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.errors import Cancelled, IicError, SourceNotRaster
 from qgis_iic.protocol.events import Result
-from qgis_iic.protocol.job import Job, Provider, Source
+from qgis_iic.protocol.job import Job, Precision, Provider, Source
 
 INPUT = "INPUT"
 MODEL = "MODEL"
 EXTENT = "EXTENT"
 BANDS = "BANDS"
 PROVIDER = "PROVIDER"
+PRECISION = "PRECISION"
 TILE_SIZE = "TILE_SIZE"
 OUTPUT = "OUTPUT"
 
@@ -164,7 +165,26 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                         usesStaticStrings=True,
                     ),
                     tr(
-                        "auto, cpu or cuda: where the network runs. auto takes a GPU where one is usable, else the CPU."
+                        "Where the network runs. auto takes the fastest that is usable, a GPU or the CPU; TensorRT "
+                        "only where it is asked for. The run ends with the reason where the one asked for is not."
+                    ),
+                )
+            )
+        )
+        self.addParameter(
+            advanced(
+                documented(
+                    QgsProcessingParameterEnum(
+                        PRECISION,
+                        tr("Precision"),
+                        options=list(get_args(Precision)),
+                        defaultValue="fp32",
+                        usesStaticStrings=True,
+                    ),
+                    tr(
+                        "Which of the model's files runs: int8 is for CPUs, fp16 for GPUs, where they lie beside it. "
+                        "auto takes the fastest on this machine; the buildings may then differ a little from those of "
+                        "another."
                     ),
                 )
             )
@@ -179,7 +199,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                         optional=True,
                         minValue=1,
                     ),
-                    tr("Side of the tiles. By default the model's own. Smaller tiles need less memory and more time."),
+                    tr("Largest side of the tiles. By default the model's own. Smaller ones need less memory."),
                 )
             )
         )
@@ -196,6 +216,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         return {
             "model": str(Path(self.parameterAsFile(parameters, MODEL, context)).absolute()),
             "provider": self.parameterAsEnumString(parameters, PROVIDER, context),
+            "precision": self.parameterAsEnumString(parameters, PRECISION, context),
             "tile_size": self.parameterAsInt(parameters, TILE_SIZE, context) or None,
         }
 

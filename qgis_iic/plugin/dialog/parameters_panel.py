@@ -20,12 +20,21 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from qgis_iic.plugin import settings
-from qgis_iic.plugin.algorithms.engine_algorithm import BANDS, EXTENT, INPUT, MODEL, OUTPUT, PROVIDER, TILE_SIZE
+from qgis_iic.plugin.algorithms.engine_algorithm import (
+    BANDS,
+    EXTENT,
+    INPUT,
+    MODEL,
+    OUTPUT,
+    PRECISION,
+    PROVIDER,
+    TILE_SIZE,
+)
 from qgis_iic.plugin.algorithms.extract_buildings import LAYER_NAME, MAX_HOLE_AREA, MIN_AREA, OVERWRITE
 from qgis_iic.plugin.dialog.layer_list import RasterLayerList
 from qgis_iic.plugin.dialog.model_panel import ModelPanel
 from qgis_iic.plugin.translation import tr
-from qgis_iic.protocol.job import Provider
+from qgis_iic.protocol.job import Precision, Provider
 
 
 class ParametersPanel(QgsScrollArea):
@@ -54,6 +63,7 @@ class ParametersPanel(QgsScrollArea):
             LAYER_NAME: self.layer_name.text().strip(),
             OVERWRITE: self.overwrite.isChecked(),
             PROVIDER: self.provider.currentText(),
+            PRECISION: self.precision.currentText(),
             TILE_SIZE: self.tile_size.value() or None,
             OUTPUT: self.output.filePath().strip(),
             EXTENT: self._extent(),
@@ -69,6 +79,7 @@ class ParametersPanel(QgsScrollArea):
                 MAX_HOLE_AREA: self.max_hole_area.value(),
                 LAYER_NAME: self.layer_name.text(),
                 PROVIDER: self.provider.currentText(),
+                PRECISION: self.precision.currentText(),
                 TILE_SIZE: self.tile_size.value(),
                 OUTPUT: self.output.filePath(),
             }
@@ -99,6 +110,7 @@ class ParametersPanel(QgsScrollArea):
         self.max_hole_area.setValue(settings.last_used(MAX_HOLE_AREA, 5.0))
         self.layer_name.setText(settings.last_used(LAYER_NAME, ""))
         self.provider.setCurrentText(settings.last_used(PROVIDER, "auto"))
+        self.precision.setCurrentText(settings.last_used(PRECISION, "fp32"))
         self.tile_size.setValue(settings.last_used(TILE_SIZE, 0))
         self.output.setFilePath(settings.last_used(OUTPUT, ""))
 
@@ -125,6 +137,8 @@ class ParametersPanel(QgsScrollArea):
         self.max_hole_area = _area_box(5.0)
         self.provider = QComboBox()
         self.provider.addItems(get_args(Provider))
+        self.precision = QComboBox()
+        self.precision.addItems(get_args(Precision))
         self.tile_size = QSpinBox()
         self.tile_size.setRange(0, 8192)
         self.tile_size.setSuffix(tr(" px"))
@@ -166,6 +180,7 @@ class ParametersPanel(QgsScrollArea):
         form = QFormLayout(group)
         form.addRow(tr("Fill holes up to"), self.max_hole_area)
         form.addRow(tr("Device"), self.provider)
+        form.addRow(tr("Precision"), self.precision)
         form.addRow(tr("Tile size"), self.tile_size)
         group.setCollapsed(True)
         return group

@@ -1,0 +1,484 @@
+"""Extraction from raster to GeoPackage beside the time of the network alone, and beside a plain loop over tiles.
+
+Writes the table to benchmarks/out/inference.md and .json. Each row runs in a process of its own, so that its peak
+memory is its own, and is the fastest of some rounds: other work on the machine only ever adds.
+
+    .venv/engine/bin/python benchmarks/inference.py [--rounds 2] [--whole] [--large] [--docs]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import onnx
+import onnxruntime
+import rasterio
+import shapely
+from onnx import TensorProto, helper, numpy_helper
+from rasterio.features import shapes
+
+from qgis_iic.engine.cancellation import Cancellation
+from qgis_iic.engine.pipeline import plan, run
+from qgis_iic.engine.providers import survey
+from qgis_iic.engine.raster import open_raster
+from qgis_iic.engine.session import Session, sibling
+from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.events import Result, Started
+from qgis_iic.protocol.job import Job, Source
+from qgis_iic.protocol.model_metadata import IMAGE_INPUT, OUTPUTS, ModelMetadata
+
+PROJECT = Path(__file__).resolve().parents[1]
+OUT = PROJECT / "benchmarks" / "out"
+SCENE = Path(os.environ.get("QGIS_IIC_DATA", PROJECT.parent / "shared" / "data")) / "banepa" / "scene.tif"
+QUARTER = PROJECT / "models" / "iic_rgb.onnx"
+
+PART = (3000, 3000, 4400, 4400)
+"""Of the scene, in its pixels, for the full-width network: 4 million working pixels."""
+
+SIDE = 2048
+"""Of the matrices whose product is the peak."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2, help="times that everything is measured")
+    parser.add_argument("--whole", action="store_true", help="the full-width network on the whole scene as well")
+    parser.add_argument("--large", action="store_true", help="also rasters of 10^9 pixels and of 40,000 x 40,000")
+    parser.add_argument("--docs", action="store_true", help="write the table to docs/benchmarks.md as well")
+    parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.row:
+        print(json.dumps(ROWS[arguments.row.pop("kind")](**arguments.row)))
+        return
+    OUT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        record = {"machine": machine(), **measured(arguments, Path(folder))}
+    text = table(record)
+    (OUT / "inference.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (OUT / "inference.md").write_text(text, encoding="utf-8")
+    if arguments.docs:
+        (PROJECT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def machine() -> dict[str, Any]:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in _lines(cpuinfo) if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "usable": [name for name, problem in survey().items() if not problem],
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """All rows, each of a child process."""
+
+    def row(**facts: Any) -> dict[str, Any]:
+        return child({**facts, "rounds": arguments.rounds, "folder": str(folder)})
+
+    full, stub = folder / "full.onnx", folder / "stub.onnx"
+    write_full(full)
+    write_stub(stub)
+    peaks = {precision: child({"kind": "peak", "precision": precision}) for precision in ("fp32", "int8")}
+    networks = [("quarter width", QUARTER, None), ("full width", full, PART)]
+    if arguments.whole:
+        networks.append(("full width", full, None))
+    providers = [name for name in ("cpu", "cuda", "tensorrt") if not survey()[name]]
+    extractions = [
+        {
+            "network": name,
+            **row(kind="extraction", model=str(model), window=window, provider=provider, precision=precision),
+        }
+        for name, model, window in networks
+        for provider in providers
+        for precision in ("fp32", "int8" if provider == "cpu" else "fp16")
+        if sibling(model, precision).exists()
+    ]
+    naive = [
+        {"network": name, **row(kind="naive", model=str(model), window=window)} for name, model, window in networks[:2]
+    ]
+    sides = [1_000, 3_162, 10_000] + ([31_623, 40_000] if arguments.large else [])
+    growth = [
+        {"network": name, **row(kind="growth", model=str(model), side=side)}
+        for name, model, of_network in (("quarter width", QUARTER, sides[:2]), ("stub", stub, sides))
+        for side in of_network
+    ]
+    return {
+        "peaks": peaks,
+        "start_seconds": child({"kind": "start", "model": str(QUARTER)})["seconds"],
+        "extractions": extractions,
+        "naive": naive,
+        "growth": growth,
+    }
+
+
+def child(facts: dict[str, Any]) -> dict[str, Any]:
+    print(facts, file=sys.stderr)
+    command = [sys.executable, __file__, "--row", json.dumps(facts)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record
+
+
+def peak(precision: str) -> dict[str, Any]:
+    """Operations a second of a matrix product in ONNX Runtime; an addition and a multiplication are two."""
+    kinds = {"fp32": ("MatMul", np.float32, np.float32), "int8": ("MatMulInteger", np.uint8, np.int8)}
+    kind, left, right = kinds[precision]
+    random = np.random.default_rng(0)
+    graph = helper.make_graph(
+        [helper.make_node(kind, ["a", "b"], ["c"])],
+        "product",
+        [helper.make_tensor_value_info("a", helper.np_dtype_to_tensor_dtype(np.dtype(left)), [SIDE, SIDE])],
+        [
+            helper.make_tensor_value_info(
+                "c", TensorProto.FLOAT if kind == "MatMul" else TensorProto.INT32, [SIDE, SIDE]
+            )
+        ],
+        [numpy_helper.from_array(random.integers(0, 100, (SIDE, SIDE)).astype(right), "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    factor = random.integers(0, 100, (SIDE, SIDE)).astype(left)
+    seconds = best(lambda: session.run(None, {"a": factor}), 12)
+    return {"operations_per_second": 2 * SIDE**3 / seconds}
+
+
+def start(model: str) -> dict[str, Any]:
+    """Seconds from the start of a process to its first tile going into the session, without loading the model."""
+    program = (
+        "import sys, time; from pathlib import Path; import qgis_iic.engine.pipeline\n"
+        "from qgis_iic.engine.session import Session\n"
+        "before = time.perf_counter(); Session(Path(sys.argv[1]), 'cpu'); print(time.perf_counter() - before)"
+    )
+    taken = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program, model], stdout=subprocess.PIPE, text=True, check=True)
+        taken.append(time.perf_counter() - begun - float(done.stdout))
+    return {"seconds": min(taken)}
+
+
+def extraction(
+    model: str, window: list[int] | None, provider: Any, precision: Any, rounds: int, folder: str
+) -> dict[str, Any]:
+    """Runs of `iic extract`, each before runs of the session on one tile of the same size."""
+    source = Source(str(SCENE), "buildings", window=tuple(window) if window else None)  # type: ignore[arg-type]
+    job = Job("extract", (source,), model, f"{folder}/out.gpkg", provider=provider, precision=precision)
+    runs = [extracted(job)[0].seconds]
+    memory = peak_memory()
+    session = Session(Path(model), provider, precision=precision)
+    with open_raster(SCENE) as raster:
+        made = plan(raster, source, session.metadata)
+    tile = made.rows[0][0].window
+    pixels = made.window.width * made.window.height
+    values = np.random.default_rng(0).integers(0, 255, (1, 3, tile.height, tile.width)).astype(np.float32)
+    bare = [best(lambda: session.run(values), 4)]
+    for _ in range(rounds - 1):
+        runs.append(extracted(job)[0].seconds)
+        bare.append(best(lambda: session.run(values), 4))
+    seconds = min(runs, key=lambda of_run: of_run["total"])
+    operations = convolution_operations(session.path, tile)
+    return {
+        "provider": provider,
+        "precision": precision,
+        "pixels": pixels,
+        "tiles": made.tiles,
+        "tile": [tile.width, tile.height],
+        "halo_share": made.tiles * tile.width * tile.height / pixels - 1,
+        "seconds": seconds,
+        "session_alone": min(bare) * made.tiles,
+        "operations_per_second": operations / min(bare),
+        "peak_mb": memory,
+    }
+
+
+def naive(model: str, window: list[int] | None, rounds: int, folder: str) -> dict[str, Any]:
+    """One tile at a time, overlapping by 15 %, in fp32; all of the raster and of the answer in memory, then outlines.
+
+    This is how plugins do it whose network answers tile by tile. They trace outlines with OpenCV; GDAL's polygonizer
+    stands in for it here.
+    """
+    source = Source(str(SCENE), "buildings", window=tuple(window) if window else None)  # type: ignore[arg-type]
+    session = Session(Path(model), "cpu")
+    side, taken = session.metadata.tile_size, []
+    step = int(side * 0.85)
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        with open_raster(SCENE) as raster:
+            made = plan(raster, source, session.metadata)
+            width, height = made.window.width, made.window.height
+            values, valid = made.reader.read(Window(made.window.col, made.window.row, width, height))
+        canvas = np.zeros((3, height, width), np.uint8)
+        for row in range(0, max(1, height - side + step), step):
+            for col in range(0, max(1, width - side + step), step):
+                tile = np.zeros((1, 3, side, side), np.float32)
+                part = values[:, row : row + side, col : col + side]
+                tile[0, :, : part.shape[1], : part.shape[2]] = part
+                target = canvas[:, row : row + side, col : col + side]
+                target[:] = session.run(tile)[0, :, : part.shape[1], : part.shape[2]]
+        if session.decision == "probability":
+            mask = (canvas[2] >= 127) & valid
+        else:
+            mask = np.isin(canvas[0], session.building_clusters or ()) & valid
+        transform = made.reader.grid.transform
+        polygons = [
+            shapely.geometry.shape(shape) for shape, _ in shapes(mask.view(np.uint8), mask, transform=transform)
+        ]
+        layer = geopandas.GeoDataFrame(geometry=polygons, crs=made.raster.crs)
+        layer.to_file(f"{folder}/naive.gpkg", layer="buildings", driver="GPKG")
+        taken.append(time.perf_counter() - begun)
+    return {"pixels": width * height, "seconds": min(taken), "peak_mb": peak_memory()}
+
+
+def growth(model: str, side: int, rounds: int, folder: str) -> dict[str, Any]:
+    """Extraction from a virtual raster of `side` x `side` pixels that repeats the scene."""
+    path = Path(folder) / f"virtual_{side}.vrt"
+    write_virtual(path, side)
+    job = Job("extract", (Source(str(path), "buildings"),), model, f"{folder}/out.gpkg", provider="cpu")
+    runs = []
+    for _ in range(rounds if side <= 10_000 else 1):
+        result, tiles = extracted(job)
+        runs.append(result.seconds)
+    seconds = min(runs, key=lambda of_run: of_run["total"])
+    return {
+        "pixels": side * side,
+        "tiles": tiles,
+        "seconds": seconds,
+        "buildings": result.layers[0].features,
+        "peak_mb": peak_memory(),
+    }
+
+
+def extracted(job: Job) -> tuple[Result, int]:
+    """Does the job into a new file; also the number of its tiles."""
+    Path(job.output).unlink(missing_ok=True)
+    tiles: list[int] = []
+    result = run(job, lambda event: tiles.append(event.tiles) if isinstance(event, Started) else None, Cancellation())
+    return result, tiles[0]
+
+
+ROWS: dict[str, Callable[..., dict[str, Any]]] = {
+    "peak": peak, "start": start, "extraction": extraction, "naive": naive, "growth": growth,
+}  # fmt: skip
+
+
+def best(task: Callable[[], object], times: int) -> float:
+    """Seconds of the fastest of some calls after one that does not count."""
+    taken = []
+    for _ in range(times + 1):
+        begun = time.perf_counter()
+        task()
+        taken.append(time.perf_counter() - begun)
+    return min(taken[1:])
+
+
+def peak_memory() -> float:
+    """Largest resident set of this process so far, in MB.
+
+    What `resource` says includes that of the process that started this one, before it became a program of its own.
+    """
+    status = dict(line.split(":", 1) for line in _lines(Path("/proc/self/status")))
+    return int(status["VmHWM"].split()[0]) * 1024 / 1e6 if status else float("nan")
+
+
+def convolution_operations(path: Path, tile: Window) -> float:
+    """Operations of a graph's convolutions on one tile; an addition and a multiplication are two."""
+    model = onnx.load(path)
+    for dimension, value in zip(
+        model.graph.input[0].type.tensor_type.shape.dim, (1, 3, tile.height, tile.width), strict=True
+    ):
+        dimension.dim_value = value
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    sizes = {value.name: [part.dim_value for part in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    weights = {entry.name: list(entry.dims) for entry in graph.initializer}
+    total = 0.0
+    for node in graph.node:
+        if node.op_type in ("Conv", "QLinearConv"):
+            name = node.input[1 if node.op_type == "Conv" else 3]
+            weight = weights.get(name) or sizes[name]
+            total += 2 * float(np.prod(weight)) * float(np.prod(sizes[node.output[0]][2:]))
+    return total
+
+
+def write_full(path: Path) -> None:
+    """The published network at its full width, with random weights, and its int8 sibling, calibrated on noise."""
+    import torch
+
+    from qgis_iic.training.config import load_config
+    from qgis_iic.training.export import build_model
+    from qgis_iic.training.model_file import read_model, write_model
+    from qgis_iic.training.network import IICNetwork
+    from qgis_iic.training.precisions import to_int8
+
+    shape = load_config(PROJECT / "models" / "iic_rgb_full.toml").network
+    _, metadata = read_model(QUARTER)
+    torch.manual_seed(0)
+    network = IICNetwork(3, shape.width, shape.dilations, shape.clusters, shape.classes).eval()
+    metadata = replace(
+        metadata,
+        clusters=shape.clusters,
+        classes=shape.classes,
+        halo=shape.halo,
+        decision="clusters",
+        building_clusters=tuple(range(shape.clusters // 4)),
+    )
+    model = build_model(network, (metadata.mean, metadata.std))
+    write_model(model, metadata, path)
+    noise = np.random.default_rng(0).integers(0, 256, (3, 128, 128)).astype(np.float32)
+    write_model(to_int8(model, [noise]), metadata, sibling(path, "int8"))
+
+
+def write_stub(path: Path) -> None:
+    """What costs next to nothing in place of a network: bright ground is a building."""
+    from qgis_iic.training.model_file import read_model
+
+    _, metadata = read_model(QUARTER)
+    metadata = ModelMetadata(**{**vars(metadata), "decision": "probability", "building_clusters": None})
+    constants = {
+        "weight": np.full((1, 3, 1, 1), 1 / 3, np.float32),
+        "axis": np.array([1], np.int64),
+        "zero": np.array(0, np.float32),
+        "most": np.array(254, np.float32),
+        "clusters": np.array(64, np.uint8),
+    }
+    cluster, main_class, probability = OUTPUTS
+    nodes = [
+        helper.make_node("Conv", [IMAGE_INPUT, "weight"], ["grey"], kernel_shape=[1, 1]),
+        helper.make_node("AveragePool", ["grey"], ["smooth"], kernel_shape=[5, 5], pads=[2] * 4),
+        helper.make_node("Squeeze", ["smooth", "axis"], ["plane"]),
+        helper.make_node("Clip", ["plane", "zero", "most"], ["clipped"]),
+        helper.make_node("Cast", ["clipped"], [probability], to=TensorProto.UINT8),
+        helper.make_node("Div", [probability, "clusters"], [cluster]),
+        helper.make_node("Identity", [cluster], [main_class]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "stub",
+        [helper.make_tensor_value_info(IMAGE_INPUT, TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", "H", "W"]) for name in OUTPUTS],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, metadata.to_properties())
+    onnx.save(model, path)
+
+
+def write_virtual(path: Path, side: int) -> None:
+    """A virtual raster of 0.3 m pixels that repeats the scene's own pixels, without copying any."""
+    with rasterio.open(SCENE) as scene:
+        width, height = scene.width, scene.height
+    bands = ""
+    for band, colour in enumerate(("Red", "Green", "Blue"), start=1):
+        bands += f'<VRTRasterBand dataType="Byte" band="{band}"><ColorInterp>{colour}</ColorInterp>'
+        for row in range(0, side, height):
+            for col in range(0, side, width):
+                size = f'xSize="{min(width, side - col)}" ySize="{min(height, side - row)}"'
+                bands += (
+                    f'<SimpleSource><SourceFilename relativeToVRT="0">{SCENE}</SourceFilename>'
+                    f"<SourceBand>{band}</SourceBand>"
+                    f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="{col}" yOff="{row}" {size}/></SimpleSource>'
+                )
+        bands += "</VRTRasterBand>"
+    path.write_text(
+        f'<VRTDataset rasterXSize="{side}" rasterYSize="{side}"><SRS>EPSG:32645</SRS>'
+        f"<GeoTransform>300000, 0.3, 0, 3000000, 0, -0.3</GeoTransform>{bands}</VRTDataset>"
+    )
+
+
+def table(record: dict[str, Any]) -> str:
+    facts, peaks = record["machine"], record["peaks"]
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made by `benchmarks/inference.py --docs`, which says how each row is measured; `make bench` prints the same.",
+        "",
+        f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gb']} GB; {facts['system']}; "
+        f"Python {facts['python']}, ONNX Runtime {facts['onnxruntime']}; usable: {', '.join(facts['usable'])}. "
+        "Large matrix product: "
+        + ", ".join(f"{name} {peak['operations_per_second'] / 1e9:.0f} G operations/s" for name, peak in peaks.items())
+        + f". From start to the first tile, the model's loading aside: {record['start_seconds']:.2f} s.",
+        "",
+        "## Raster to GeoPackage",
+        "",
+        "Session alone: one tile again and again, times the number of tiles. Stages work at the same time.",
+        "",
+        "| network | on | Mpx | tiles | seen twice | s | Mpx/s | read | network | vectorize | write "
+        "| share in the session | / session alone | G op/s | of the peak | MB |",
+        "|" + "---|" * 16,
+    ]
+    for row in record["extractions"]:
+        seconds, of_peak = row["seconds"], peaks.get(row["precision"])
+        rate = row["operations_per_second"]
+        share = f"{rate / of_peak['operations_per_second']:.0%}" if of_peak and row["provider"] == "cpu" else ""
+        lines.append(
+            f"| {row['network']} | {row['provider']} {row['precision']} | {row['pixels'] / 1e6:.1f} "
+            f"| {row['tiles']} of {row['tile'][0]} x {row['tile'][1]} | {row['halo_share']:.1%} "
+            f"| {_stages(row)} | {seconds['network'] / seconds['total']:.1%} "
+            f"| {seconds['total'] / row['session_alone']:.2f} | {rate / 1e9:.0f} | {share} | {row['peak_mb']:.0f} |"
+        )
+    lines += [
+        "",
+        "## Beside a plain loop",
+        "",
+        "One tile of 650 pixels at a time, 15 % overlap, fp32, everything in memory, outlines at the end by GDAL's "
+        "polygonizer in place of OpenCV.",
+        "",
+        "| network | Mpx | plain loop, s | MB | this, s | times as fast |",
+        "|" + "---|" * 6,
+    ]
+    for row in record["naive"]:
+        for ours in record["extractions"]:
+            if (ours["network"], ours["pixels"], ours["provider"]) == (row["network"], row["pixels"], "cpu"):
+                total = ours["seconds"]["total"]
+                lines.append(
+                    f"| {row['network']} | {row['pixels'] / 1e6:.1f} | {row['seconds']:.1f} | {row['peak_mb']:.0f} "
+                    f"| {total:.1f} ({ours['precision']}) | {row['seconds'] / total:.2f} |"
+                )
+    lines += [
+        "",
+        "## Growth",
+        "",
+        "A virtual raster that repeats the scene. In rows of the stub a graph that costs next to nothing stands in for "
+        "the network.",
+        "",
+        "| network | pixels | tiles | s | Mpx/s | read | network | vectorize | write | buildings | MB |",
+        "|" + "---|" * 11,
+    ]
+    lines += [
+        f"| {row['network']} | {row['pixels']:.1e} | {row['tiles']} | {_stages(row)} | {row['buildings']} "
+        f"| {row['peak_mb']:.0f} |"
+        for row in record["growth"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _stages(row: dict[str, Any]) -> str:
+    seconds = row["seconds"]
+    stages = " | ".join(f"{seconds[stage]:.1f}" for stage in ("read", "network", "vectorize", "write"))
+    return f"{seconds['total']:.1f} | {row['pixels'] / 1e6 / seconds['total']:.2f} | {stages}"
+
+
+if __name__ == "__main__":
+    main()

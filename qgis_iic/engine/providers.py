@@ -1,0 +1,173 @@
+"""Where a network can run: the execution providers of ONNX Runtime, and why one of them does not bind.
+
+ONNX Runtime goes on without a provider whose driver or libraries are missing, and says why on standard error alone. So
+a session counts as bound only where it names the provider itself, and what was said meanwhile is the reason if not.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, get_args
+
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
+
+from qgis_iic.protocol.errors import ModelInvalid, ProviderUnavailable
+from qgis_iic.protocol.job import Provider
+
+NAMES = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
+"""What ONNX Runtime calls each provider that can be asked for, the likely fastest first."""
+
+_AUTOMATIC = tuple(provider for provider in NAMES if provider != "tensorrt")
+"""TensorRT computes in half precision and takes minutes to begin: it runs where it is asked for only."""
+
+_SOURCES = {
+    "tensorrt": "the package onnxruntime-gpu, with NVIDIA's TensorRT",
+    "cuda": "the package onnxruntime-gpu",
+    "directml": "the package onnxruntime-directml, on Windows",
+    "coreml": "the package onnxruntime, on macOS",
+    "openvino": "the package onnxruntime-openvino",
+}
+_OPTIONS: dict[str, dict[str, Any]] = {"tensorrt": {"trt_fp16_enable": True}}
+
+_NOT_A_MODEL = (runtime_errors.InvalidProtobuf, runtime_errors.InvalidGraph, runtime_errors.NoModel)
+_DOES_NOT_RUN = (runtime_errors.InvalidArgument, runtime_errors.NotImplemented, runtime_errors.Fail)
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+_LOG_PREFIX = re.compile(r"^.*?\[[EF]:[^\]]*\] ?")
+_PLACE = re.compile(r"^(\S+\.(cc|h|cpp):\d+ .*?\) )?(\[ONNXRuntimeError\] : \d+ : \w+ : )?")
+"""Where in ONNX Runtime's source an error comes from."""
+
+
+def candidates(provider: Provider) -> list[str]:
+    """Providers to be tried for what was asked for, the likely fastest first.
+
+    Raises:
+        ProviderUnavailable: ONNX Runtime has none of them; says what has.
+    """
+    offered = onnxruntime.get_available_providers()
+    if provider == "auto":
+        return [name for name in _AUTOMATIC if NAMES[name] in offered]
+    if NAMES[provider] not in offered:
+        raise ProviderUnavailable(
+            f"The network can't run on {provider}: this ONNX Runtime, {onnxruntime.__version__}, does not have "
+            f"{NAMES[provider]} but {', '.join(offered)}. It comes with {_SOURCES[provider]}. "
+            "Install that in place of it, or take `auto` or `cpu`."
+        )
+    return [provider]
+
+
+def bind(model: Path | bytes, provider: str) -> onnxruntime.InferenceSession:
+    """A session of `model`, a file or its content, that really runs on an offered provider.
+
+    Raises:
+        ProviderUnavailable: it did not bind, for the reason given.
+        ModelInvalid: not a model that ONNX Runtime can run.
+    """
+    name = NAMES[provider]
+    providers: list[Any] = [(name, _OPTIONS.get(provider, {}))]
+    if provider == "tensorrt":
+        providers.append(NAMES["cuda"])  # for what TensorRT does not know
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_mem_pattern = provider != "directml"
+    with _native_messages(provider != "cpu") as messages:
+        if provider in ("cuda", "tensorrt"):
+            with redirect_stdout(io.StringIO()):  # it prints what it does not find, which the session then reports
+                onnxruntime.preload_dlls()
+        try:
+            session = onnxruntime.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=providers, enable_fallback=False
+            )
+        except _NOT_A_MODEL as error:
+            raise ModelInvalid(f"{_named(model)} is not an ONNX model that ONNX Runtime can run: {error}") from error
+        except _DOES_NOT_RUN as error:
+            if provider == "cpu":
+                raise ModelInvalid(f"{_named(model)} is not one that ONNX Runtime can run: {error}") from error
+            raise unavailable(provider, str(error)) from error
+        except (RuntimeError, ValueError) as error:
+            raise unavailable(provider, str(error)) from error
+    if session.get_providers()[0] != name:
+        raise unavailable(provider, _reason(messages))
+    return session
+
+
+def unavailable(provider: str, reason: str) -> ProviderUnavailable:
+    reason = _PLACE.sub("", reason.strip()).rstrip(".")
+    return ProviderUnavailable(
+        f"The network can't run on {provider}: ONNX Runtime {onnxruntime.__version__} has {NAMES[provider]}, but it "
+        f"does not bind here: {reason}. Install what is missing, or take `auto` or `cpu`."
+    )
+
+
+def survey() -> dict[str, str]:
+    """Why each provider can't be used, empty where it can; tried on a graph of one convolution."""
+    found = {}
+    for provider in get_args(Provider):
+        if provider != "auto":
+            try:
+                for candidate in candidates(provider):
+                    bind(_one_convolution(), candidate)
+                found[provider] = ""
+            except ProviderUnavailable as error:
+                found[provider] = error.message
+    return found
+
+
+def _one_convolution() -> bytes:
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "weight"], ["y"])],
+        "trial",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 6, 6])],
+        [helper.make_tensor("weight", TensorProto.FLOAT, [1, 1, 3, 3], [1.0] * 9)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def _named(model: Path | bytes) -> str:
+    return str(model) if isinstance(model, Path) else "The graph"
+
+
+def _reason(messages: list[str]) -> str:
+    """The first error that ONNX Runtime reported, without the place in its source."""
+    lines = [_ESCAPES.sub("", line).strip() for line in messages]
+    errors = [_LOG_PREFIX.sub("", line) for line in lines if _LOG_PREFIX.match(line)]
+    said = errors or [line for line in lines if line]
+    return said[0] if said else "it gives no reason; a driver or library may be missing"
+
+
+@contextmanager
+def _native_messages(wanted: bool) -> Iterator[list[str]]:
+    """Collects what native code writes to standard error meanwhile; the lines are there at the end."""
+    messages: list[str] = []
+    if not wanted:
+        yield messages
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield messages
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            said.seek(0)
+            messages += said.read().decode(errors="replace").splitlines()

@@ -1,0 +1,131 @@
+"""What networks can run on, and the reason where they can't."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import get_args
+
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+
+from qgis_iic.cli.main import main
+from qgis_iic.engine import providers
+from qgis_iic.engine.session import Session
+from qgis_iic.protocol.errors import ModelInvalid, ProviderUnavailable
+from qgis_iic.protocol.job import Provider
+from tests.onnx_models import brightness_model
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [providers.NAMES[name] for name in names])
+
+
+def test_every_provider_of_a_job_has_a_name() -> None:
+    assert set(providers.NAMES) == set(get_args(Provider)) - {"auto"}
+
+
+@pytest.mark.parametrize("provider", [name for name in providers.NAMES if name != "cpu"])
+def test_what_is_not_offered_is_an_error_that_says_where_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: Provider
+) -> None:
+    brightness_model(tmp_path / "m.onnx")
+    offer(monkeypatch, "cpu")
+    with pytest.raises(ProviderUnavailable, match=rf"does not have {providers.NAMES[provider]} .* package onnxruntime"):
+        Session(tmp_path / "m.onnx", provider)
+
+
+def test_auto_tries_gpus_first_and_never_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "cpu", "tensorrt", "directml", "cuda")
+    assert providers.candidates("auto") == ["cuda", "directml", "cpu"]
+    assert providers.candidates("tensorrt") == ["tensorrt"]
+
+
+@pytest.mark.skipif(not providers.survey()["cuda"], reason="CUDA binds here")
+def test_what_is_offered_and_does_not_bind_is_no_silent_fallback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For real where onnxruntime-gpu is installed without a GPU; else ONNX Runtime is only said to have CUDA."""
+    brightness_model(tmp_path / "m.onnx")
+    offer(monkeypatch, "cuda", "cpu")
+    with pytest.raises(ProviderUnavailable, match=r"does not bind here: .+"):
+        Session(tmp_path / "m.onnx", "cuda")
+    assert Session(tmp_path / "m.onnx", "auto").provider == "CPUExecutionProvider"
+
+
+def test_the_reason_is_what_onnx_runtime_says_on_standard_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Unbound:
+        """As ONNX Runtime does it: says so, and goes on with the CPU."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            os.write(
+                2,
+                b"\x1b[0;93m2026-01-01 [W:onnxruntime:Default, a.cc:1 Warn] never mind\x1b[m\n"
+                b"\x1b[1;31m2026 [E:onnxruntime:Default, provider_bridge_ort.cc:2195 TryGetProviderInfo_CUDA] "
+                b"/src/provider_bridge_ort.cc:1778 Provider& Get() [ONNXRuntimeError] : 1 : FAIL : "
+                b"Failed to load library libonnxruntime_providers_cuda.so with error: libcublasLt.so.12: missing\x1b[m",
+            )
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Unbound)
+    with pytest.raises(ProviderUnavailable) as raised:
+        providers.bind(b"", "cuda")
+    reason = (
+        "bind here: Failed to load library libonnxruntime_providers_cuda.so with error: libcublasLt.so.12: missing. "
+    )
+    assert reason in raised.value.message
+    assert "TryGetProviderInfo" not in raised.value.message
+    assert "libcublas" not in capfd.readouterr().err
+    os.write(2, b"afterwards")
+    assert capfd.readouterr().err == "afterwards"
+
+
+def test_a_provider_that_binds_and_does_not_run_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    brightness_model(tmp_path / "m.onnx")
+    offer(monkeypatch, "cuda", "cpu")
+    bind = providers.bind
+    monkeypatch.setattr("qgis_iic.engine.session.bind", lambda path, provider: bind(path, "cpu"))
+
+    def trial(bound: object) -> float:
+        raise providers.unavailable("cuda", "no kernel image is available")
+
+    monkeypatch.setattr("qgis_iic.engine.session._Bound.trial", trial)
+    assert Session(tmp_path / "m.onnx", "auto").provider == "CPUExecutionProvider"
+    with pytest.raises(ProviderUnavailable, match="no kernel image"):
+        Session(tmp_path / "m.onnx", "cuda")
+
+
+def test_auto_takes_the_fastest_that_binds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    brightness_model(tmp_path / "m.onnx")
+    offer(monkeypatch, "cuda", "openvino", "cpu")
+    bind = providers.bind
+    seconds = {"cuda": 2.0, "openvino": 1.0, "cpu": 3.0}
+    monkeypatch.setattr("qgis_iic.engine.session.bind", lambda path, provider: bind(path, "cpu"))
+    monkeypatch.setattr("qgis_iic.engine.session._Bound.trial", lambda bound: seconds[bound.provider])
+    assert Session(tmp_path / "m.onnx", "auto").provider == "OpenVINOExecutionProvider"
+
+
+def test_a_damaged_model_is_no_fault_of_the_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"hello")
+    with pytest.raises(ModelInvalid):
+        Session(tmp_path / "m.onnx", "auto")
+
+
+def test_info_shows_what_is_there_and_why_the_rest_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "cpu")
+    result = CliRunner().invoke(main, ["info", "--devices"])
+    assert result.exit_code == 0
+    lines = dict(line.split(maxsplit=1) for line in result.output.splitlines())
+    assert lines.keys() == providers.NAMES.keys()
+    assert lines["cpu"] == "usable"
+    assert "onnxruntime-gpu" in lines["cuda"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["m.onnx", "--devices"]])
+def test_info_is_of_a_model_or_of_the_devices(arguments: list[str]) -> None:
+    assert CliRunner().invoke(main, ["info", *arguments]).exit_code == 2
