@@ -48,7 +48,6 @@ from qgis_iic.training.pairs import (
     Symmetry,
     apply_each,
     feature_mask,
-    invert_each,
     jitter_colours,
     random_symmetries,
 )
@@ -310,15 +309,14 @@ def unsupervised_loss(
         chips: only their usable ground counts.
         random: draws the displacements.
     """
-    target = taught.buildings.sigmoid()
-    logits = invert_each(symmetries, learnt.buildings)
+    # The teacher's answers are turned, not the network's, so that no gradient has to be turned back.
+    target, usable = (apply_each(symmetries, planes) for planes in (taught.buildings.sigmoid(), chips.usable))
     entropy = torch.special.entr(target) + torch.special.entr(1 - target)
-    divergence = functional.binary_cross_entropy_with_logits(logits, target, reduction="none") - entropy
-    usable = chips.usable.float()
+    divergence = functional.binary_cross_entropy_with_logits(learnt.buildings, target, reduction="none") - entropy
     loss: Tensor = (divergence * usable).sum() / usable.sum().clamp(min=1)
-    mask = feature_mask(chips.usable)
+    mask = feature_mask(usable)
     displacements = random_displacements(DISPLACEMENT, DISPLACEMENTS, random)
     for first, second in ((taught.classes, learnt.classes), (taught.clusters, learnt.clusters)):
-        p1, p2 = first.softmax(dim=1), invert_each(symmetries, second.softmax(dim=1))
+        p1, p2 = apply_each(symmetries, first.softmax(dim=1)), second.softmax(dim=1)
         loss = loss + IIC_WEIGHT * iic_loss(p1, p2, mask, displacements, LAMBDA).value
     return loss
