@@ -190,12 +190,13 @@ def _bound(model: Path, provider: Provider, precision: Precision) -> list[_Bound
             try:
                 session = bind(path, candidate)
                 made = _Bound(path, candidate, of_path, session, _checked(session, path))
-                if _is_outdated(made):
+                if (original := _changed_original(made)) is not None:
                     if precision == "auto":
                         continue
                     raise ModelInvalid(
-                        f"{path} was made from another state of {_original(made)}, which has since got other weights "
-                        f"or another mapping. Make it again: iic quantise {_original(made)}."
+                        f"{path} was made from another state of {original}, which has since got other weights or "
+                        f"another mapping. Make it again: "
+                        f"iic quantise {original} --precision {made.metadata.precision['kind']}."
                     )
                 if candidate != "cpu":
                     made.trial()
@@ -208,17 +209,13 @@ def _bound(model: Path, provider: Provider, precision: Precision) -> list[_Bound
     return bound
 
 
-def _original(bound: _Bound) -> Path:
-    """The fp32 file of a copy in another precision, and of any other file itself."""
+def _changed_original(bound: _Bound) -> Path | None:
+    """The fp32 file of a copy that was made from another state of it; None where there is no such thing."""
     kind = bound.metadata.precision.get("kind", "fp32")
-    return bound.path.with_name(bound.path.name.replace(f".{kind}.", "."))
-
-
-def _is_outdated(bound: _Bound) -> bool:
-    original = _original(bound)
+    original = bound.path.with_name(bound.path.name.replace(f".{kind}.", "."))
     if original == bound.path or not original.is_file():
-        return False
-    return not bound.metadata.is_made_from(_checked(bind(original, "cpu"), original))
+        return None
+    return None if bound.metadata.is_made_from(_checked(bind(original, "cpu"), original)) else original
 
 
 def _fastest(bound: list[_Bound]) -> _Bound:

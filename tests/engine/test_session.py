@@ -86,6 +86,7 @@ def test_a_precision_of_another_state_of_its_model_is_refused(tmp_path: Path) ->
         else:
             with pytest.raises(ModelInvalid, match=r"iic quantise .*m\.onnx --precision int8"):
                 Session(tmp_path / "m.int8.onnx", "cpu")
+            assert Session(tmp_path / "m.onnx", "cpu", precision="auto").precision == "fp32"
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", bytes(1000)])
