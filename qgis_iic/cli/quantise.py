@@ -11,8 +11,8 @@ import click
 from qgis_iic.cli.run import PATH, named_errors
 
 if TYPE_CHECKING:
+    from qgis_iic.training.model_file import Kind
     from qgis_iic.training.places import Place
-    from qgis_iic.training.quantisation import Kind
 
 
 @click.command(short_help="Smaller precisions of a model.")

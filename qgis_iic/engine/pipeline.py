@@ -41,7 +41,7 @@ _MEMORY = 1500
 """MB that a run on a CPU may take where the job does not say."""
 
 _CACHE_SHARE = 0.08
-"""Of the memory, for decoded blocks: enough to find those under the halo between two rows of tiles again."""
+"""Of the memory, for decoded blocks, unless these are as wide as the raster: see `Plan.decoded_bytes`."""
 
 _OF_PROCESS = 400e6
 """Bytes that a run takes whatever it works on, measured: half of them libraries, half arrays of a tile or some rows."""
@@ -75,6 +75,12 @@ class Plan:
     def tiles(self) -> int:
         return sum(map(len, self.rows))
 
+    @property
+    def decoded_bytes(self) -> float:
+        """What has to stay decoded so that no block is decoded again for the next tile of a row."""
+        height: float = max(row[0].window.height for row in self.rows) * self.reader.grid.scale[1]
+        return (height + 2 * self.raster.block_height) * self.raster.decoded_row
+
 
 def plan(
     raster: Raster, source: Source, metadata: ModelMetadata, tile_size: int | None = None, memory: int | None = None
@@ -101,7 +107,8 @@ def plan(
         grid.width,
         grid.height,
         window,
-        tile_size=tile_size or _tile_size_within(memory, metadata, window.width),
+        tile_size=tile_size
+        or _tile_size_within(memory, metadata, _PER_STRIP_PIXEL * window.width + raster.decoded_row * grid.scale[1]),
         halo=metadata.halo,
         stride=metadata.stride,
     )
@@ -129,18 +136,21 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
             f"{job.model} does not know yet which of its {session.metadata.clusters} clusters are buildings. "
             "Match them with a few examples first: iic match."
         )
-    cache = rasterio.Env(GDAL_CACHEMAX=_CACHE_SHARE * (job.memory or _MEMORY) * 1e6)
-    with cache, ExitStack() as rasters, scratch_folder(job) as scratch:
+    # The limit is of a CPU's memory; what a GPU has is found out by its batches.
+    tile_size = job.tile_size or (None if session.on_cpu else session.metadata.tile_size)
+    with ExitStack() as rasters, scratch_folder(job) as scratch:
         plans = [
             plan(
                 rasters.enter_context(open_raster(source.path, source.crs)),
                 source,
                 session.metadata,
-                job.tile_size,
+                tile_size,
                 job.memory,
             )
             for source in job.sources
         ]
+        cache = max(_CACHE_SHARE * (job.memory or _MEMORY) * 1e6, *(each.decoded_bytes for each in plans))
+        rasters.enter_context(rasterio.Env(GDAL_CACHEMAX=int(cache)))
         for warning in (text for each in plans for text in _warnings(each, session.metadata)):
             emit(Warned(warning))
         emit(Started(session.provider, str(session.path), sum(each.tiles for each in plans)))
@@ -174,15 +184,14 @@ def class_map(
     return planes, transform, raster.crs
 
 
-def _tile_size_within(memory: int | None, metadata: ModelMetadata, width: int) -> int:
-    """Largest side of a tile for which a run on a CPU stays within `memory` MB, over strips of `width` pixels.
+def _tile_size_within(memory: int | None, metadata: ModelMetadata, of_row: float) -> int:
+    """Largest side of a tile for which a run on a CPU stays within `memory` MB; a row of pixels takes `of_row` bytes.
 
     Without a limit of the job it is the model's own at most: larger ones save little but memory.
     """
     limit = memory or _MEMORY
     left = (1 - _CACHE_SHARE) * limit * 1e6 - _OF_PROCESS
-    of_strip = _PER_STRIP_PIXEL * width
-    side = int((math.sqrt(of_strip**2 + 4 * _PER_TILE_PIXEL * left) - of_strip) / (2 * _PER_TILE_PIXEL))
+    side = int((math.sqrt(of_row**2 + 4 * _PER_TILE_PIXEL * left) - of_row) / (2 * _PER_TILE_PIXEL))
     side = max(side // metadata.stride * metadata.stride, 4 * metadata.halo)
     return min(side, metadata.tile_size) if memory is None else side
 
@@ -274,7 +283,8 @@ def _extract(
     for number, (source, made) in enumerate(zip(job.sources, plans, strict=True)):
         smallest = _SPECK * job.min_area / made.reader.pixel_area
         vectorizer = Vectorizer(deciding, smallest)
-        found = FootprintFile(scratch / f"footprints{number}.wkb", made.raster.crs)
+        with write_errors(Path(job.output)):
+            found = FootprintFile(scratch / f"footprints{number}.wkb", made.raster.crs)
         with _strips(session, made, clock, progress) as answered:
             for strip in answered:
                 with clock.stage("vectorize"):

@@ -55,6 +55,9 @@ class Raster:
         transform: from (column, row) of pixel corners to coordinates.
         crs: coordinate reference system, None where the raster has none and none was given.
         dtype: numpy's name of the bands' common data type.
+        block_height: of what GDAL decodes at once, in pixels.
+        decoded_row: bytes of a row of pixels of all bands where blocks are as wide as the raster, else 0: such blocks
+            are decoded as a whole, whichever part is read.
     """
 
     def __init__(self, dataset: rasterio.DatasetReader, path: str, crs: str | None) -> None:
@@ -66,6 +69,10 @@ class Raster:
         self.transform: Affine = dataset.transform
         self.dtype: str = np.result_type(*map(np.dtype, dataset.dtypes)).name
         self.crs: pyproj.CRS | None = _crs_of(dataset, crs)
+        height, width = dataset.block_shapes[0]
+        pixel = sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
+        self.block_height: int = height
+        self.decoded_row: int = self.width * pixel if width == self.width else 0
 
     @property
     def gsd(self) -> tuple[float, float]:

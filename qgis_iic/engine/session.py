@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from qgis_iic.engine.providers import NAMES, bind, candidates, unavailable
+from qgis_iic.engine.providers import NAMES, bind, candidates, run
 from qgis_iic.protocol.errors import (
     Cancelled,
     ModelInvalid,
@@ -74,13 +74,14 @@ class Session:
             building probability is then 0 everywhere, unless the graph has a building head.
         decision: the model's own, or `clusters` where the caller names some. The probability stays that of the
             building head where there is one.
+        on_cpu: whether that is the processor.
         batch_size: tiles that are best run together.
 
     Raises:
         ModelNotFound: there is no such file in that precision.
         ModelInvalid: not an ONNX model, or one without the inputs, outputs and metadata that the engine needs; also one
             in another precision, where the fp32 file beside it has since got other weights or another mapping. `auto`
-            leaves such a file out.
+            leaves such a copy out.
         ProviderUnavailable: the asked-for provider did not bind.
     """
 
@@ -94,7 +95,7 @@ class Session:
         bound = _fastest(_bound(model, provider, precision))
         self.path = bound.path
         self.provider: str = NAMES[bound.provider]
-        self.precision = bound.precision
+        self.precision: Precision = bound.precision
         self.metadata = bound.metadata
         self._session = bound.session
         self.building_clusters = self.metadata.building_clusters if building_clusters is None else building_clusters
@@ -103,7 +104,8 @@ class Session:
         self._mapping = self._mapping_feed()
         self._run_options = onnxruntime.RunOptions()
         self._cancelled = False
-        self.batch_size = 1 if bound.provider == "cpu" else _GPU_BATCH
+        self.on_cpu = bound.provider == "cpu"
+        self.batch_size = 1 if self.on_cpu else _GPU_BATCH
 
     def run(self, tiles: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Clusters, classes and building probabilities of a batch.
@@ -157,9 +159,13 @@ class _Bound:
 
     path: Path
     provider: str
-    precision: Precision
     session: onnxruntime.InferenceSession
     metadata: ModelMetadata
+
+    @property
+    def precision(self) -> Precision:
+        kind: Precision = self.metadata.precision.get("kind", "fp32")
+        return kind
 
     def trial(self) -> float:
         """Seconds of a small tile, after one that does not count.
@@ -169,12 +175,9 @@ class _Bound:
         """
         side = -(-_TRIAL_SIDE // self.metadata.stride) * self.metadata.stride
         tile = np.zeros((1, len(self.metadata.bands), side, side), np.float32)
-        try:
-            for _ in range(2):
-                begun = time.perf_counter()
-                self.session.run(list(OUTPUTS), {IMAGE_INPUT: tile})
-        except Exception as error:  # whatever the provider's libraries raise
-            raise unavailable(self.provider, str(error)) from error
+        for _ in range(2):
+            begun = time.perf_counter()
+            run(self.session, self.provider, {IMAGE_INPUT: tile})
         return time.perf_counter() - begun
 
 
@@ -186,50 +189,52 @@ def _bound(model: Path, provider: Provider, precision: Precision) -> list[_Bound
     """
     bound, reasons = [], []
     for candidate in candidates(provider):
-        for path, of_path in _siblings(model, candidate, precision):
+        for path in _siblings(model, candidate, precision):
             try:
-                session = bind(path, candidate)
-                made = _Bound(path, candidate, of_path, session, _checked(session, path))
-                if (original := _changed_original(made)) is not None:
-                    if precision == "auto":
-                        continue
-                    raise ModelInvalid(
-                        f"{path} was made from another state of {original}, which has since got other weights or "
-                        f"another mapping. Make it again: "
-                        f"iic quantise {original} --precision {made.metadata.precision['kind']}."
-                    )
-                if candidate != "cpu":
-                    made.trial()
+                bound.append(_made(path, candidate))
             except ProviderUnavailable as error:
                 reasons.append(error)
-                continue
-            bound.append(made)
+            except ModelInvalid:
+                if precision != "auto" or path == model:
+                    raise
     if not bound:
         raise reasons[0]
     return bound
 
 
-def _changed_original(bound: _Bound) -> Path | None:
-    """The fp32 file of a copy that was made from another state of it; None where there is no such thing."""
-    kind = bound.metadata.precision.get("kind", "fp32")
-    original = bound.path.with_name(bound.path.name.replace(f".{kind}.", "."))
-    if original == bound.path or not original.is_file():
-        return None
-    return None if bound.metadata.is_made_from(_checked(bind(original, "cpu"), original)) else original
+def _made(path: Path, provider: str) -> _Bound:
+    session = bind(path, provider)
+    made = _Bound(path, provider, session, _checked(session, path))
+    if made.precision != "fp32":
+        _check_original(made)
+    if provider != "cpu":
+        made.trial()
+    return made
+
+
+def _check_original(copy: _Bound) -> None:
+    """Raises ModelInvalid where the fp32 file beside a copy is not what it was made from."""
+    original = copy.path.with_name(copy.path.name.replace(f".{copy.precision}.", "."))
+    if original == copy.path or not original.is_file():
+        return
+    if not copy.metadata.is_made_from(_checked(bind(original, "cpu"), original)):
+        raise ModelInvalid(
+            f"{copy.path} was made from another state of {original}, which has since got other weights or another "
+            f"mapping. Make it again: iic quantise {original} --precision {copy.precision}, with --imagery or --places."
+        )
 
 
 def _fastest(bound: list[_Bound]) -> _Bound:
     return bound[0] if len(bound) == 1 else min(bound, key=_Bound.trial)
 
 
-def _siblings(model: Path, provider: str, precision: Precision) -> list[tuple[Path, Precision]]:
-    """The files that may run on a provider, with their precisions."""
+def _siblings(model: Path, provider: str, precision: Precision) -> list[Path]:
+    """The files that may run on a provider."""
     if precision != "auto":
-        return [(model_file(model, precision), precision)]
-    smaller: Precision = "int8" if provider == "cpu" else "fp16"
-    found: list[tuple[Path, Precision]] = [(model_file(model, "fp32"), "fp32")]
+        return [model_file(model, precision)]
+    found = [model_file(model, "fp32")]
     with suppress(ModelNotFound):
-        found.append((model_file(model, smaller), smaller))
+        found.append(model_file(model, "int8" if provider == "cpu" else "fp16"))
     return found
 
 

@@ -100,7 +100,7 @@ def _read(
             if not valid[tile.core.slices_in(tile.window)].any():
                 batch = replace(batch, empty=batch.empty + 1)
                 continue
-            if len(batch.tiles) == session.batch_size or (batch.tiles and batch.values[0].shape != values.shape):
+            if len(batch.tiles) == session.batch_size:
                 yield batch
                 batch = _Batch(row)
             batch.tiles.append(tile)

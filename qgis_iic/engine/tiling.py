@@ -123,8 +123,7 @@ def _axis(start: int, stop: int, length: int, size: int, halo: int, stride: int)
         tile_start = min(region_start + number * step, region_stop - size)
         core_start = start if number == 0 else region_start + number * step + halo
         core_stop = stop if number == count - 1 else region_start + (number + 1) * step + halo
-        if core_start < core_stop:
-            spans.append((tile_start, tile_start + size, core_start, core_stop))
+        spans.append((tile_start, tile_start + size, core_start, core_stop))
     return spans
 
 

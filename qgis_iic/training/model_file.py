@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 
 from qgis_iic.engine.session import sibling
 from qgis_iic.protocol.errors import ModelInvalid, ModelNotFound, OutputNotWritable
-from qgis_iic.protocol.job import Precision
 from qgis_iic.protocol.model_metadata import IMAGE_INPUT, ModelMetadata
 
 FEATURES = "features"
 """Tensor inside the graph, float32 [N, F, H / stride, W / stride], on which the heads act."""
+
+Kind = Literal["fp16", "int8"]
+"""Of the copies of a model."""
 
 Tensor = NDArray[Any]
 
@@ -41,13 +44,20 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
 def read_siblings(path: Path) -> dict[Path, ModelMetadata]:
     """The metadata of the files beside an fp32 model that are this very model in another precision.
 
+    A file that can't be read is none.
+
     Raises:
         ModelNotFound, ModelInvalid: see `read_model`.
     """
     _, original = read_model(path)
-    beside = (sibling(path, precision) for precision in get_args(Precision) if precision != "fp32")
-    found = {file: _read(file)[1] for file in beside if file.is_file()}
-    return {file: metadata for file, metadata in found.items() if metadata.is_made_from(original)}
+    found = {}
+    for kind in get_args(Kind):
+        file = sibling(path, kind)
+        with suppress(ModelNotFound, ModelInvalid):
+            _, metadata = _read(file)
+            if metadata.is_made_from(original):
+                found[file] = metadata
+    return found
 
 
 def _read(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,10 @@ from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA, ModelMetadata
 from qgis_iic.training.evaluation import confusion
 from qgis_iic.training.labels import UNLABELLED, Labels
-from qgis_iic.training.model_file import read_model, weights_checksum, write_model
+from qgis_iic.training.model_file import Kind, read_model, weights_checksum, write_model
 from qgis_iic.training.places import Place
 from qgis_iic.training.precisions import Floats, rounded_as_fp16, to_fp16, to_int8
 from qgis_iic.training.regions import labelled_plan
-
-Kind = Literal["int8", "fp16"]
 
 LEAST_AGREEMENT = 0.995
 """Share of the pixels of each ground on which the building masks of both precisions must agree."""

@@ -19,7 +19,8 @@ import shapely
 from affine import Affine
 
 from qgis_iic.engine.cancellation import Cancellation
-from qgis_iic.engine.pipeline import _tile_size_within, class_map, run
+from qgis_iic.engine.pipeline import _tile_size_within, class_map, plan, run
+from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import (
     Cancelled,
@@ -173,12 +174,28 @@ def test_the_answer_does_not_depend_on_the_tiles(scene: Path, tmp_path: Path, de
 
 def test_tiles_follow_the_memory() -> None:
     model = metadata(tile_size=650, halo=20, stride=2)
-    assert 600 < _tile_size_within(None, model, 5000) <= 650
-    assert 500 < _tile_size_within(None, model, 40_000) < 600  # strips take some
-    assert _tile_size_within(None, replace(model, tile_size=64), 5000) == 64
-    assert _tile_size_within(4000, model, 5000) > 1000
-    assert _tile_size_within(600, model, 5000) < 300
-    assert _tile_size_within(600, model, 10_000_000) == 80
+    assert 600 < _tile_size_within(None, model, 9 * 5000) <= 650
+    assert 500 < _tile_size_within(None, model, 9 * 40_000) < 600  # strips take some
+    assert _tile_size_within(None, replace(model, tile_size=64), 9 * 5000) == 64
+    assert _tile_size_within(4000, model, 9 * 5000) > 1000
+    assert _tile_size_within(600, model, 9 * 5000) < 300
+    assert _tile_size_within(600, model, 90_000_000) == 80
+
+
+def test_blocks_as_wide_as_the_raster_stay_decoded_for_a_row_of_tiles(tmp_path: Path) -> None:
+    """Whichever part of such a block is read, all of it is decoded."""
+    model = metadata(tile_size=64, halo=4, stride=2)
+    values = np.zeros((3, 300, 400), np.uint8)
+    for name, profile, bytes_per_row in (
+        ("strips", {}, 1200),
+        ("tiles", {"tiled": True, "blockxsize": 64, "blockysize": 64}, 0),
+    ):
+        path = write_raster(tmp_path / f"{name}.tif", values, **profile)
+        with open_raster(path) as raster:
+            made = plan(raster, Source(str(path)), model)
+            assert raster.decoded_row == bytes_per_row
+            assert made.decoded_bytes >= made.rows[0][0].window.height * bytes_per_row
+            assert (made.decoded_bytes > 0) == (bytes_per_row > 0)
 
 
 def test_memory_of_the_job_reaches_the_tiles(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import get_args
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
 from qgis_iic.cli.main import main
 from qgis_iic.engine import providers
@@ -91,10 +92,14 @@ def test_a_provider_that_binds_and_does_not_run_is_not_taken(tmp_path: Path, mon
     bind = providers.bind
     monkeypatch.setattr("qgis_iic.engine.session.bind", lambda path, provider: bind(path, "cpu"))
 
-    def trial(bound: object) -> float:
-        raise providers.unavailable("cuda", "no kernel image is available")
+    class Failing:
+        def run(self, *_: object) -> None:
+            raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setattr("qgis_iic.engine.session._Bound.trial", trial)
+    monkeypatch.setattr(
+        "qgis_iic.engine.session.run",
+        lambda session, provider, feed: providers.run(Failing() if provider == "cuda" else session, provider, feed),  # type: ignore[arg-type]
+    )
     assert Session(tmp_path / "m.onnx", "auto").provider == "CPUExecutionProvider"
     with pytest.raises(ProviderUnavailable, match="no kernel image"):
         Session(tmp_path / "m.onnx", "cuda")
@@ -108,6 +113,23 @@ def test_auto_takes_the_fastest_that_binds(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("qgis_iic.engine.session.bind", lambda path, provider: bind(path, "cpu"))
     monkeypatch.setattr("qgis_iic.engine.session._Bound.trial", lambda bound: seconds[bound.provider])
     assert Session(tmp_path / "m.onnx", "auto").provider == "OpenVINOExecutionProvider"
+
+
+def test_a_provider_that_fails_while_it_loads_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    brightness_model(tmp_path / "m.onnx")
+    offer(monkeypatch, "cuda", "cpu")
+    load = onnxruntime.InferenceSession
+
+    def full(model: object, options: object, providers: list[tuple[str, object]], **facts: object) -> object:
+        if providers[0][0] == "CUDAExecutionProvider":
+            raise runtime_errors.RuntimeException("bfc_arena.cc: Failed to allocate memory")
+        return load(model, options, providers=providers, **facts)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", full)
+    assert Session(tmp_path / "m.onnx", "auto").provider == "CPUExecutionProvider"
+    with pytest.raises(ProviderUnavailable, match="Failed to allocate memory"):
+        Session(tmp_path / "m.onnx", "cuda")
+    assert "Failed to allocate memory" in providers.survey()["cuda"]
 
 
 def test_a_damaged_model_is_no_fault_of_the_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,12 +131,15 @@ def test_auto_precision_takes_the_fastest_sibling_that_is_there(
     for name in ("m.onnx", "m.fp16.onnx"):
         brightness_model(tmp_path / name)
     assert Session(tmp_path / "m.onnx", "cpu", precision="auto").path == tmp_path / "m.onnx"  # fp16 is for GPUs
-    brightness_model(tmp_path / "m.int8.onnx")
+    brightness_model(tmp_path / "m.int8.onnx", precision={"kind": "int8", "of_weights_sha256": ""})
     session = Session(tmp_path / "m.onnx", "cpu", precision="auto")
     assert (session.path, session.precision) == (tmp_path / "m.int8.onnx", "int8")
     seconds["int8"] = 3.0
     assert Session(tmp_path / "m.onnx", "cpu", precision="auto").precision == "fp32"
     assert Session(tmp_path / "m.onnx", "cpu").precision == "fp32"
+    assert Session(tmp_path / "m.int8.onnx", "cpu").precision == "int8"
+    (tmp_path / "m.int8.onnx").write_bytes(b"damaged")
+    assert Session(tmp_path / "m.onnx", "cpu", precision="auto").precision == "fp32"
 
 
 def test_a_trial_runs_the_model(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                         optional=True,
                         minValue=1,
                     ),
-                    tr("Largest side of the tiles. By default the model's own. Smaller ones need less memory."),
+                    tr("Largest side of the tiles. By default the model's own, or less where rasters are very wide."),
                 )
             )
         )

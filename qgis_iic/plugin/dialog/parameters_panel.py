@@ -142,7 +142,7 @@ class ParametersPanel(QgsScrollArea):
         self.tile_size = QSpinBox()
         self.tile_size.setRange(0, 8192)
         self.tile_size.setSuffix(tr(" px"))
-        self.tile_size.setSpecialValueText(tr("The model's own"))
+        self.tile_size.setSpecialValueText(tr("Chosen for you"))
 
     def _lay_out(self) -> None:
         content = QWidget()
