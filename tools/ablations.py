@@ -30,11 +30,11 @@ TABLE = PROJECT / "docs" / "ablations.md"
 FIGURES = "figures.json"
 PREAMBLE = """# Ablations
 
-The base is `models/iic_rgb.toml` cut down to {steps} steps of {chips} chips, with the over-clustering head as trained and
-colour jitter 0.1; each other row changes one thing of it (`models/ablations.toml`). Made by `tools/ablations.py`. Figures
-are building IoU and balanced accuracy of the over-clustering head, matched for IoU on 50 tiles, 5 draws, and IoU of the
-main head: on average over the places of `models/settings.toml`, nothing of which `models/places.toml` scores. One seed:
-differences of a point or two are noise. Runs of that file that have no row here have not been made.
+The base is `models/iic_rgb.toml` cut down to {steps} steps of {chips} chips, with the over-clustering head as trained
+and colour jitter 0.1; each other row changes one thing of it (`models/ablations.toml`). Made by `tools/ablations.py`.
+Figures are building IoU and balanced accuracy of the over-clustering head, matched for IoU on 50 tiles, 5 draws, and
+IoU of the main head: on average over the places of `models/settings.toml`, nothing of which `models/places.toml`
+scores. One seed: differences of a point or two are noise. Runs of that file without a row here have not been made.
 
 | run | IoU | balanced accuracy | main head: IoU | minutes |
 |---|---|---|---|---|
