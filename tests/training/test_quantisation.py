@@ -26,7 +26,7 @@ from qgis_iic.training.model_card import model_card, read_copies
 from qgis_iic.training.model_file import FEATURES, read_model, read_siblings, run_inner, weights_checksum, write_model
 from qgis_iic.training.places import Place
 from qgis_iic.training.precisions import rounded_as_fp16, to_fp16, to_int8
-from qgis_iic.training.quantisation import check_places, quantise
+from qgis_iic.training.quantisation import failures_of, quantise
 from qgis_iic.training.regions import RegionSource
 from tests.onnx_models import brightness_model, metadata
 from tests.training.networks import untrained_network
@@ -214,7 +214,10 @@ def test_the_copy_says_what_it_is_of(model: Path, scene: Path, kind: quantisatio
 def test_nothing_is_written_that_finds_other_buildings(
     model: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(proto: onnx.ModelProto, tiles: Sequence[np.ndarray]) -> onnx.ModelProto:
+    tried = []
+
+    def broken(proto: onnx.ModelProto, tiles: Sequence[np.ndarray], float_layers: int) -> onnx.ModelProto:
+        tried.append(float_layers)
         made = onnx.ModelProto()
         made.CopyFrom(proto)
         for entry in made.graph.initializer:
@@ -228,16 +231,25 @@ def test_nothing_is_written_that_finds_other_buildings(
         quantise(model, "int8", [scene])
     assert raised.value.exit_status == 52
     assert not sibling(model, "int8").exists()
+    assert tried == [1, 2]
+
+    monkeypatch.setattr(
+        quantisation, "to_int8", lambda *arguments: broken(*arguments) if arguments[2] == 1 else to_int8(*arguments)
+    )
+    monkeypatch.setattr(quantisation, "LEAST_AGREEMENT", 0.9)
+    monkeypatch.setattr(quantisation, "LARGEST_LOSS", 1.0)
+    quantise(model, "int8", [scene])
+    assert tried == [1, 2, 1]
 
 
 def test_the_bounds_hold_in_each_place() -> None:
     good = {"name": "A", "pixels": 1000, "agreement": 0.995, "iou": [0.5, 0.4951]}
-    check_places("int8", [good, {"name": "B", "pixels": 10, "agreement": 1.0}])
-    check_places("int8", [{**good, "iou": [0.4, 0.6]}])
-    with pytest.raises(PrecisionInexact, match=r"in B the building masks agree on 99.40% of 1000 pixels"):
-        check_places("int8", [good, {**good, "name": "B", "agreement": 0.994}])
-    with pytest.raises(PrecisionInexact, match=r"in A the building IoU falls from 0.5000 to 0.4940"):
-        check_places("fp16", [{**good, "iou": [0.5, 0.494]}])
+    assert failures_of([good, {"name": "B", "pixels": 10, "agreement": 1.0}]) == []
+    assert failures_of([{**good, "iou": [0.4, 0.6]}]) == []
+    (failure,) = failures_of([good, {**good, "name": "B", "agreement": 0.994}])
+    assert "in B the building masks agree on 99.40% of 1000 pixels" in failure
+    (failure,) = failures_of([{**good, "iou": [0.5, 0.494]}])
+    assert "in A the building IoU falls from 0.5000 to 0.4940" in failure
 
 
 def test_calibration_and_comparison_are_apart(model: Path, scene: Path) -> None:
@@ -290,7 +302,7 @@ SHIPPED = ["iic_rgb.int8.onnx", "iic_rgb.fp16.onnx"]
 def test_the_copies_in_the_repository_are_of_the_models_there(project_folder: Path, name: str) -> None:
     places = Session(project_folder / "models" / name, "cpu").metadata.precision["places"]
     assert {place["name"] for place in places} == {"Banepa", "Zanzibar", "Philippines", "Rio"}
-    check_places("int8", places)
+    assert failures_of(places) == []
 
 
 @pytest.mark.realdata
