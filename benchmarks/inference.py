@@ -36,9 +36,10 @@ from qgis_iic.engine.providers import survey
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session, sibling
 from qgis_iic.engine.tiling import Window
+from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.events import Result, Started
 from qgis_iic.protocol.job import Job, Source
-from qgis_iic.protocol.model_metadata import IMAGE_INPUT, OUTPUTS, ModelMetadata
+from qgis_iic.protocol.model_metadata import IMAGE_INPUT, OUTPUTS
 
 PROJECT = Path(__file__).resolve().parents[1]
 OUT = PROJECT / "benchmarks" / "out"
@@ -238,10 +239,10 @@ def naive(model: str, window: list[int] | None, rounds: int, folder: str) -> dic
                 tile[0, :, : part.shape[1], : part.shape[2]] = part
                 target = canvas[:, row : row + side, col : col + side]
                 target[:] = session.run(tile)[0, :, : part.shape[1], : part.shape[2]]
-        if session.decision == "probability":
-            mask = (canvas[2] >= 127) & valid
-        else:
-            mask = np.isin(canvas[0], session.building_clusters or ()) & valid
+        mask = (
+            building_mask(canvas, None if session.decision == "probability" else session.building_clusters or ())
+            & valid
+        )
         transform = made.reader.grid.transform
         polygons = [
             shapely.geometry.shape(shape) for shape, _ in shapes(mask.view(np.uint8), mask, transform=transform)
@@ -326,16 +327,16 @@ def write_full(path: Path) -> None:
     """The published network at its full width, with random weights, and its int8 sibling, calibrated on noise."""
     import torch
 
+    from qgis_iic.training.checkpoint import build_network
     from qgis_iic.training.config import load_config
     from qgis_iic.training.export import build_model
     from qgis_iic.training.model_file import read_model, write_model
-    from qgis_iic.training.network import IICNetwork
     from qgis_iic.training.precisions import to_int8
 
-    shape = load_config(PROJECT / "models" / "iic_rgb_full.toml").network
+    config = load_config(PROJECT / "models" / "iic_rgb_full.toml")
+    shape = config.network
     _, metadata = read_model(QUARTER)
     torch.manual_seed(0)
-    network = IICNetwork(3, shape.width, shape.dilations, shape.clusters, shape.classes).eval()
     metadata = replace(
         metadata,
         clusters=shape.clusters,
@@ -344,7 +345,7 @@ def write_full(path: Path) -> None:
         decision="clusters",
         building_clusters=tuple(range(shape.clusters // 4)),
     )
-    model = build_model(network, (metadata.mean, metadata.std))
+    model = build_model(build_network(config).eval(), (metadata.mean, metadata.std))
     write_model(model, metadata, path)
     noise = np.random.default_rng(0).integers(0, 256, (3, 128, 128)).astype(np.float32)
     write_model(to_int8(model, [noise]), metadata, sibling(path, "int8"))
@@ -355,7 +356,7 @@ def write_stub(path: Path) -> None:
     from qgis_iic.training.model_file import read_model
 
     _, metadata = read_model(QUARTER)
-    metadata = ModelMetadata(**{**vars(metadata), "decision": "probability", "building_clusters": None})
+    metadata = replace(metadata, decision="probability", building_clusters=None)
     constants = {
         "weight": np.full((1, 3, 1, 1), 1 / 3, np.float32),
         "axis": np.array([1], np.int64),
@@ -420,6 +421,17 @@ def table(record: dict[str, Any]) -> str:
         + ", ".join(f"{name} {peak['operations_per_second'] / 1e9:.0f} G operations/s" for name, peak in peaks.items())
         + f". From start to the first tile, the model's loading aside: {record['start_seconds']:.2f} s.",
         "",
+        *_extractions(record),
+        "",
+        *_beside_plain_loop(record),
+        "",
+        *_growth(record["growth"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _extractions(record: dict[str, Any]) -> list[str]:
+    lines = [
         "## Raster to GeoPackage",
         "",
         "Session alone: one tile again and again, times the number of tiles. Stages work at the same time.",
@@ -429,7 +441,7 @@ def table(record: dict[str, Any]) -> str:
         "|" + "---|" * 16,
     ]
     for row in record["extractions"]:
-        seconds, of_peak = row["seconds"], peaks.get(row["precision"])
+        seconds, of_peak = row["seconds"], record["peaks"].get(row["precision"])
         rate = row["operations_per_second"]
         share = f"{rate / of_peak['operations_per_second']:.0%}" if of_peak and row["provider"] == "cpu" else ""
         lines.append(
@@ -438,8 +450,11 @@ def table(record: dict[str, Any]) -> str:
             f"| {_stages(row)} | {seconds['network'] / seconds['total']:.1%} "
             f"| {seconds['total'] / row['session_alone']:.2f} | {rate / 1e9:.0f} | {share} | {row['peak_mb']:.0f} |"
         )
-    lines += [
-        "",
+    return lines
+
+
+def _beside_plain_loop(record: dict[str, Any]) -> list[str]:
+    lines = [
         "## Beside a plain loop",
         "",
         "One tile of 650 pixels at a time, 15 % overlap, fp32, everything in memory, outlines at the end by GDAL's "
@@ -456,8 +471,11 @@ def table(record: dict[str, Any]) -> str:
                     f"| {row['network']} | {row['pixels'] / 1e6:.1f} | {row['seconds']:.1f} | {row['peak_mb']:.0f} "
                     f"| {total:.1f} ({ours['precision']}) | {row['seconds'] / total:.2f} |"
                 )
-    lines += [
-        "",
+    return lines
+
+
+def _growth(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
         "## Growth",
         "",
         "A virtual raster that repeats the scene. In rows of the stub a graph that costs next to nothing stands in for "
@@ -469,9 +487,9 @@ def table(record: dict[str, Any]) -> str:
     lines += [
         f"| {row['network']} | {row['pixels']:.1e} | {row['tiles']} | {_stages(row)} | {row['buildings']} "
         f"| {row['peak_mb']:.0f} |"
-        for row in record["growth"]
+        for row in rows
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _stages(row: dict[str, Any]) -> str:

@@ -198,7 +198,7 @@ def fine_tune(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         step += 1
-        follow(teacher, network, min(TEACHER_DECAY, 1 - 1 / step))
+        follow(teacher, network, min(TEACHER_DECAY, 1 - 1 / step))  # a plain mean of the first steps
         iou = found if math.isnan(iou) else SMOOTHING * iou + (1 - SMOOTHING) * found
         left = max(0.0, 60 * minutes - (time.monotonic() - begun))
         report(step, {"loss": loss.item(), "iou": iou, "seconds_left": left})
@@ -244,8 +244,7 @@ def _loss(
     chips, labels = labelled.draw(LABELLED_CHIPS, random)
     view = views.random(chips)
     if unlabelled is None:
-        loss, found = supervised_loss(_answer(network, view.image).buildings, apply_each(view.symmetries, labels))
-        return loss, found
+        return supervised_loss(_answer(network, view.image).buildings, apply_each(view.symmetries, labels))
     ground = unlabelled.draw(UNLABELLED_CHIPS, random)
     seen = views.random(ground)
     with torch.no_grad():
@@ -258,7 +257,7 @@ def _loss(
 
 
 class Answer(NamedTuple):
-    """Logits: of the building probability [N, H, W], and of both heads [N, K, H / 2, W / 2]."""
+    """Logits, float32: of the building probability [N, H, W], and of both heads [N, K, H / 2, W / 2]."""
 
     buildings: Tensor
     classes: Tensor
@@ -266,6 +265,7 @@ class Answer(NamedTuple):
 
 
 def _answer(network: GraphNetwork, image: Tensor) -> Answer:
+    """Of a normalised `image`, float32 [N, bands, H, W]."""
     with torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16()):
         features = network.features(image.contiguous(memory_format=torch.channels_last))
         buildings, clusterings = network.building(features), network.clusterings(features)
@@ -274,7 +274,7 @@ def _answer(network: GraphNetwork, image: Tensor) -> Answer:
 
 @torch.no_grad()
 def follow(teacher: GraphNetwork, network: GraphNetwork, decay: float) -> None:
-    """Moves the teacher's weights and batch moments towards the network's."""
+    """Moves the teacher's weights and batch moments towards the network's; `decay` is the share that stays."""
     for old, new in zip(teacher.state_dict().values(), network.state_dict().values(), strict=True):
         if old.is_floating_point():
             old.lerp_(new, 1 - decay)

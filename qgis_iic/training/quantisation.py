@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from qgis_iic.engine.pipeline import Plan, answer, plan
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session, sibling
-from qgis_iic.engine.stitching import Planes
 from qgis_iic.engine.tiling import Tile
+from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.errors import ModelNotMatched, PrecisionInexact, SourceUnsuitable
 from qgis_iic.protocol.job import Source
-from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA, ModelMetadata
+from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
 from qgis_iic.training.evaluation import confusion
 from qgis_iic.training.labels import UNLABELLED, Labels
 from qgis_iic.training.model_file import Kind, read_model, weights_checksum, write_model
@@ -147,13 +147,14 @@ def _calibration_tiles(grounds: Iterable[Ground], metadata: ModelMetadata) -> It
 
 def _compare(ground: Ground, original: Session, other: Session) -> dict[str, Any]:
     """What the metadata say of one ground: pixels with data, share on which both agree, and both building IoUs."""
+    deciding = None if original.decision == "probability" else original.building_clusters or ()
     agreeing, pixels = 0, 0
     masks: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
     labels = []
     for made, known in ground.comparison:
         planes = answer(original, made), answer(other, made)
         valid = planes[0][0] != NODATA
-        before, after = (_building_mask(each, original.metadata) for each in planes)
+        before, after = (building_mask(each, deciding) for each in planes)
         agreeing += int((before == after)[valid].sum())
         pixels += int(valid.sum())
         if known is not None:
@@ -163,17 +164,6 @@ def _compare(ground: Ground, original: Session, other: Session) -> dict[str, Any
     if labels:
         record["iou"] = [confusion(found, labels).measures()["building_iou"] for found in zip(*masks, strict=True)]
     return record
-
-
-def _building_mask(planes: Planes, metadata: ModelMetadata) -> NDArray[np.bool_]:
-    """bool [H, W] of an answer uint8 [3, H, W]; what it says of pixels without data means nothing."""
-    clusters, _, probability = planes
-    found: NDArray[np.bool_] = (
-        probability >= LEAST_BUILDING_PROBABILITY
-        if metadata.decision == "probability"
-        else np.isin(clusters, metadata.building_clusters or ())
-    )
-    return found
 
 
 def failures_of(places: Sequence[dict[str, Any]]) -> list[str]:
