@@ -13,7 +13,7 @@ import click
 
 from qgis_iic.protocol.errors import IicError
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, encode
-from qgis_iic.protocol.job import Job, Precision, Provider, names_a_file
+from qgis_iic.protocol.job import LEAST_MEMORY, Job, Precision, Provider, names_a_file
 
 PATH = click.Path(path_type=Path)
 
@@ -66,7 +66,7 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--tile-size", type=click.IntRange(min=1),
                      help="Largest side of the tiles in pixels, halo included; the answer does not depend on it.  "
                      "[default: what the memory allows]"),
-        click.option("--memory", type=click.IntRange(min=600), metavar="MB",
+        click.option("--memory", type=click.IntRange(min=LEAST_MEMORY), metavar="MB",
                      help="Memory that a run on a CPU may take: with more, tiles are larger and overlap less.  "
                      "[default: 1500, and tiles of the model's size at most]"),
         click.option("--provider", type=click.Choice(get_args(Provider)), default="auto",

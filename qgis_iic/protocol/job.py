@@ -25,6 +25,9 @@ Precision = Literal["fp32", "fp16", "int8", "auto"]
 
 Window = tuple[int, int, int, int]
 
+LEAST_MEMORY = 600
+"""MB: smallest limit of a run's memory that can be asked for."""
+
 _NO_FILE = re.compile(r"/vsi|[A-Za-z]{2,}:")
 """Begin of `/vsizip/...`, `GPKG:...` and the like, but not of `C:\\...`."""
 
@@ -179,7 +182,8 @@ def _check(job: Job) -> None:
     _require(job.task == "extract" or len(job.sources) == 1, "the task `segment` takes one raster")
     _require(job.tile_size is None or _is_count(job.tile_size), "`tile_size` must be a positive whole number")
     _require(
-        job.memory is None or _is_count(job.memory, least=600), "`memory` must be a whole number of MB from 600 up"
+        job.memory is None or _is_count(job.memory, least=LEAST_MEMORY),
+        f"`memory` must be a whole number of MB from {LEAST_MEMORY} up",
     )
     for name in ("min_area", "max_hole_area"):
         value = getattr(job, name)

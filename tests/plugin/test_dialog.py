@@ -83,6 +83,7 @@ def test_every_widget_reaches_its_parameter(ready: ExtractionDialog, layers: Any
     panel.provider.setCurrentText("cpu")
     panel.precision.setCurrentText("auto")
     panel.tile_size.setValue(256)
+    panel.memory.setValue(2000)
     set_extent(ready, QgsRectangle(1, 2, 3, 4))
     parameters = panel.parameters()
     extent = parameters.pop("EXTENT")
@@ -98,6 +99,7 @@ def test_every_widget_reaches_its_parameter(ready: ExtractionDialog, layers: Any
         "PROVIDER": "cpu",
         "PRECISION": "auto",
         "TILE_SIZE": 256,
+        "MEMORY": 2000,
         "OUTPUT": panel.output.filePath(),
     }
 
@@ -206,11 +208,13 @@ def test_values_are_remembered_from_run_to_run(
 ) -> None:
     engine("finish()")
     ready.parameters.min_area.setValue(33)
+    ready.parameters.memory.setValue(2000)
     ready.parameters.overwrite.setChecked(True)
     ready.start()
     wait(finished(ready))
     again = ParametersPanel(QgsProject.instance(), qgis_iface.mapCanvas())
     assert again.min_area.value() == 33.0
+    assert again.memory.value() == 2000
     assert not again.overwrite.isChecked()  # replacing data is decided anew in each session
     assert again.output.filePath() == ready.parameters.output.filePath()
 

@@ -34,6 +34,7 @@ def test_every_parameter_reaches_the_job(provider: Any, context: Any, raster: An
         "PROVIDER": "cuda",
         "PRECISION": "fp16",
         "TILE_SIZE": 128,
+        "MEMORY": 4000,
         "OUTPUT": "/out/classes.tif",
     }
     algorithm = SegmentRaster()
@@ -47,6 +48,7 @@ def test_every_parameter_reaches_the_job(provider: Any, context: Any, raster: An
         provider="cuda",
         precision="fp16",
         tile_size=128,
+        memory=4000,
         overwrite=True,
         id="0",
     )

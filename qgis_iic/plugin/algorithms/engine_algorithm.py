@@ -32,7 +32,7 @@ from qgis_iic.plugin.layer_source import Reading, read_layer
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.errors import Cancelled, IicError, SourceNotRaster
 from qgis_iic.protocol.events import Result
-from qgis_iic.protocol.job import Job, Precision, Provider, Source
+from qgis_iic.protocol.job import LEAST_MEMORY, Job, Precision, Provider, Source
 
 INPUT = "INPUT"
 MODEL = "MODEL"
@@ -41,6 +41,7 @@ BANDS = "BANDS"
 PROVIDER = "PROVIDER"
 PRECISION = "PRECISION"
 TILE_SIZE = "TILE_SIZE"
+MEMORY = "MEMORY"
 OUTPUT = "OUTPUT"
 
 _BANDS = re.compile(r"\s*[1-9]\d*(\s*[,;\s]\s*[1-9]\d*)*\s*")
@@ -199,7 +200,24 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                         optional=True,
                         minValue=1,
                     ),
-                    tr("Largest side of the tiles. By default the model's own, or less where rasters are very wide."),
+                    tr("Largest side of the tiles; answers do not depend on it. By default what the memory allows."),
+                )
+            )
+        )
+        self.addParameter(
+            advanced(
+                documented(
+                    QgsProcessingParameterNumber(
+                        MEMORY,
+                        tr("Memory [MB]"),
+                        type=Qgis.ProcessingNumberParameterType.Integer,
+                        optional=True,
+                        minValue=LEAST_MEMORY,
+                    ),
+                    tr(
+                        "What a run on the CPU may take: with more, tiles are larger and overlap less. "
+                        "By default 1500, and tiles of the model's size at most."
+                    ),
                 )
             )
         )
@@ -218,6 +236,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             "provider": self.parameterAsEnumString(parameters, PROVIDER, context),
             "precision": self.parameterAsEnumString(parameters, PRECISION, context),
             "tile_size": self.parameterAsInt(parameters, TILE_SIZE, context) or None,
+            "memory": self.parameterAsInt(parameters, MEMORY, context) or None,
         }
 
     def _extent(self, parameters: dict[str, Any], context: QgsProcessingContext) -> QgsReferencedRectangle | None:

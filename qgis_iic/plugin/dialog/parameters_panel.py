@@ -24,6 +24,7 @@ from qgis_iic.plugin.algorithms.engine_algorithm import (
     BANDS,
     EXTENT,
     INPUT,
+    MEMORY,
     MODEL,
     OUTPUT,
     PRECISION,
@@ -65,6 +66,7 @@ class ParametersPanel(QgsScrollArea):
             PROVIDER: self.provider.currentText(),
             PRECISION: self.precision.currentText(),
             TILE_SIZE: self.tile_size.value() or None,
+            MEMORY: self.memory.value() or None,
             OUTPUT: self.output.filePath().strip(),
             EXTENT: self._extent(),
         }
@@ -81,6 +83,7 @@ class ParametersPanel(QgsScrollArea):
                 PROVIDER: self.provider.currentText(),
                 PRECISION: self.precision.currentText(),
                 TILE_SIZE: self.tile_size.value(),
+                MEMORY: self.memory.value(),
                 OUTPUT: self.output.filePath(),
             }
         )
@@ -112,6 +115,7 @@ class ParametersPanel(QgsScrollArea):
         self.provider.setCurrentText(settings.last_used(PROVIDER, "auto"))
         self.precision.setCurrentText(settings.last_used(PRECISION, "fp32"))
         self.tile_size.setValue(settings.last_used(TILE_SIZE, 0))
+        self.memory.setValue(settings.last_used(MEMORY, 0))
         self.output.setFilePath(settings.last_used(OUTPUT, ""))
 
     def _make_extent(self) -> None:
@@ -139,10 +143,9 @@ class ParametersPanel(QgsScrollArea):
         self.provider.addItems(get_args(Provider))
         self.precision = QComboBox()
         self.precision.addItems(get_args(Precision))
-        self.tile_size = QSpinBox()
-        self.tile_size.setRange(0, 8192)
-        self.tile_size.setSuffix(tr(" px"))
-        self.tile_size.setSpecialValueText(tr("Chosen for you"))
+        self.tile_size = _optional_number(8192, tr(" px"))
+        self.memory = _optional_number(1_000_000, tr(" MB"))
+        self.memory.setSingleStep(100)
 
     def _lay_out(self) -> None:
         content = QWidget()
@@ -182,8 +185,18 @@ class ParametersPanel(QgsScrollArea):
         form.addRow(tr("Device"), self.provider)
         form.addRow(tr("Precision"), self.precision)
         form.addRow(tr("Tile size"), self.tile_size)
+        form.addRow(tr("Memory"), self.memory)
         group.setCollapsed(True)
         return group
+
+
+def _optional_number(largest: int, unit: str) -> QSpinBox:
+    """0 leaves the choice to the engine."""
+    box = QSpinBox()
+    box.setRange(0, largest)
+    box.setSuffix(unit)
+    box.setSpecialValueText(tr("Chosen for you"))
+    return box
 
 
 def _area_box(value: float) -> QDoubleSpinBox:
