@@ -123,7 +123,7 @@ class Session:
             OutOfMemory: not even one tile fits.
         """
         try:
-            outputs = self._session.run(list(OUTPUTS), {IMAGE_INPUT: tiles, **self._mapping}, self._run_options)
+            return self._run(tiles)
         except Exception as error:  # ONNX Runtime has no class of its own for a run that was told to end
             if self._cancelled:
                 raise Cancelled("The run was cancelled.") from error
@@ -137,7 +137,17 @@ class Session:
                 ) from error
             self.batch_size = half
             return np.concatenate([self.run(tiles[start : start + half]) for start in range(0, len(tiles), half)])
-        return np.stack(outputs, axis=1)
+
+    def _run(self, tiles: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """See `run`. What is bound is copied to the device once, and the answers from there into the array returned."""
+        answers = np.empty((len(OUTPUTS), len(tiles), *tiles.shape[2:]), np.uint8)
+        binding = self._session.io_binding()
+        for name, values in {IMAGE_INPUT: tiles, **self._mapping}.items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(values))
+        for name, plane in zip(OUTPUTS, answers, strict=True):
+            binding.bind_output(name, "cpu", 0, np.uint8, plane.shape, plane.ctypes.data)
+        self._session.run_with_iobinding(binding, self._run_options)
+        return answers.swapaxes(0, 1)
 
     def cancel(self) -> None:
         """Ends a run that is under way, at its next node, and any later one; may be called from another thread."""
