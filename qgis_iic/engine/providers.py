@@ -6,6 +6,7 @@ a session counts as bound only where it names the provider itself, and what was 
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import re
@@ -110,6 +111,21 @@ def run(session: onnxruntime.InferenceSession, provider: str, feed: dict[str, ND
         session.run(None, feed)
     except Exception as error:  # whatever the provider's libraries raise
         raise _unavailable(provider, str(error)) from error
+
+
+def free_memory() -> int | None:
+    """Bytes that are free on the GPU on which this thread last ran a CUDA session; None where it ran none.
+
+    The driver is asked within the process, where the GPU is the one that ONNX Runtime took, whatever
+    CUDA_VISIBLE_DEVICES says: cuMemGetInfo of the CUDA Driver API, Memory Management.
+    """
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        failed = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else free.value
 
 
 def _unavailable(provider: str, reason: str) -> ProviderUnavailable:

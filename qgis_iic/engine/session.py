@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from qgis_iic.engine.providers import NAMES, bind, candidates, run
+from qgis_iic.engine.providers import NAMES, bind, candidates, free_memory, run
 from qgis_iic.protocol.errors import (
     Cancelled,
     ModelInvalid,
@@ -30,8 +30,14 @@ from qgis_iic.protocol.model_metadata import (
     check_building_clusters,
 )
 
+PER_TILE_PIXEL = 2600
+"""Bytes in ONNX Runtime, measured on a CPU, full and quarter width: upsampled logits and the widest layers."""
+
 _GPU_BATCH = 8
-"""Tiles a run on a GPU, fewer where its memory does not hold them; a CPU is busy with one."""
+"""Tiles a run on a GPU at most; a CPU is busy with one."""
+
+_GPU_SHARE = 0.5
+"""Of a GPU's free memory, for the batch: convolutions take room to work in, and ONNX Runtime takes memory in steps."""
 
 _TRIAL_SIDE = 256
 """Pixels: large enough for a trial to tell which is faster, small enough to keep nobody waiting."""
@@ -105,7 +111,7 @@ class Session:
         self._run_options = onnxruntime.RunOptions()
         self._cancelled = False
         self.on_cpu = bound.provider == "cpu"
-        self.batch_size = 1 if self.on_cpu else _GPU_BATCH
+        self.batch_size = 1 if self.on_cpu else _gpu_batch(self.metadata.tile_size)
 
     def run(self, tiles: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Clusters, classes and building probabilities of a batch.
@@ -116,12 +122,15 @@ class Session:
         Returns:
             uint8 [N, 3, H, W]: the outputs in the order of `model_metadata.OUTPUTS`.
 
-        A batch that the memory does not hold is run in halves, and `batch_size` is that from then on.
+        More than `batch_size` are run in turn. Where the memory does not hold a batch, that is halved from then on.
 
         Raises:
             Cancelled: `cancel` was called, before or meanwhile.
             OutOfMemory: not even one tile fits.
         """
+        size = self.batch_size
+        if len(tiles) > size:
+            return np.concatenate([self.run(tiles[start : start + size]) for start in range(0, len(tiles), size)])
         try:
             return self._run(tiles)
         except Exception as error:  # ONNX Runtime has no class of its own for a run that was told to end
@@ -129,14 +138,13 @@ class Session:
                 raise Cancelled("The run was cancelled.") from error
             if not _lacks_memory(error):
                 raise
-            half = len(tiles) // 2
-            if half == 0:
+            if len(tiles) == 1:
                 raise OutOfMemory(
                     f"There is not enough memory for the network on a tile of {tiles.shape[3]} x {tiles.shape[2]} "
                     "pixels. Take a smaller tile size, or close other programs."
                 ) from error
-            self.batch_size = half
-            return np.concatenate([self.run(tiles[start : start + half]) for start in range(0, len(tiles), half)])
+            self.batch_size = len(tiles) // 2
+            return self.run(tiles)
 
     def _run(self, tiles: NDArray[np.float32]) -> NDArray[np.uint8]:
         """See `run`. What is bound is copied to the device once, and the answers from there into the array returned."""
@@ -232,6 +240,14 @@ def _check_original(copy: _Bound) -> None:
             f"{copy.path} was made from another state of {original}, which has since got other weights or another "
             f"mapping. Make it again: iic quantise {original} --precision {copy.precision}, with --imagery or --places."
         )
+
+
+def _gpu_batch(side: int) -> int:
+    """Tiles of `side` pixels that are run together on a GPU, as far as its driver says what is free."""
+    free = free_memory()
+    if free is None:
+        return _GPU_BATCH
+    return max(1, min(_GPU_BATCH, int(_GPU_SHARE * free / (PER_TILE_PIXEL * side**2))))
 
 
 def _fastest(bound: list[_Bound]) -> _Bound:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import onnxruntime
 import pytest
@@ -130,6 +131,25 @@ def test_a_provider_that_fails_while_it_loads_is_not_taken(tmp_path: Path, monke
     with pytest.raises(ProviderUnavailable, match="Failed to allocate memory"):
         Session(tmp_path / "m.onnx", "cuda")
     assert "Failed to allocate memory" in providers.survey()["cuda"]
+
+
+@pytest.mark.parametrize(("status", "free"), [(0, 6_000_000_000), (201, None)])  # 201: no context
+def test_the_driver_says_what_is_free(monkeypatch: pytest.MonkeyPatch, status: int, free: int | None) -> None:
+    class Driver:
+        def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
+            free._obj.value, total._obj.value = 6_000_000_000, 8_000_000_000
+            return status
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    assert providers.free_memory() == free
+
+
+def test_without_a_driver_nobody_knows_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert providers.free_memory() is None
 
 
 def test_a_damaged_model_is_no_fault_of_the_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

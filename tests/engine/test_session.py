@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from qgis_iic.engine import providers
 from qgis_iic.engine.session import Session, model_file
 from qgis_iic.protocol.errors import Cancelled, ModelInvalid, ModelNotFound, OutOfMemory
 from tests.onnx_models import brightness_model, metadata, random_model
@@ -148,6 +149,23 @@ def test_a_trial_runs_the_model(tmp_path: Path) -> None:
     assert Session(tmp_path / "m.onnx", precision="auto").precision in ("fp32", "int8")
 
 
+@pytest.mark.parametrize(
+    ("free", "batch"),
+    [(None, 8), (0, 1), (10 * 2600 * 600**2, 5), (80e9, 8)],
+)
+def test_the_batch_on_a_gpu_follows_its_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float | None, batch: int
+) -> None:
+    """CUDA is a CPU here."""
+    brightness_model(tmp_path / "m.onnx", tile_size=600)
+    bind = providers.bind
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [providers.NAMES["cuda"]])
+    monkeypatch.setattr("qgis_iic.engine.session.bind", lambda path, provider: bind(path, "cpu"))
+    monkeypatch.setattr("qgis_iic.engine.session.free_memory", lambda: free)
+    assert Session(tmp_path / "m.onnx", "cuda").batch_size == batch
+    assert Session(tmp_path / "m.onnx", "cuda").on_cpu is False
+
+
 class _SmallDevice:
     """A session that holds `room` tiles at once."""
 
@@ -178,6 +196,9 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(tmp_path: Path) -> None:
     np.testing.assert_array_equal(session.run(tiles), whole)
     assert device.batches[:3] == [7, 3, 1]
     assert session.batch_size <= 2
+    device.batches.clear()
+    session.run(tiles)
+    assert max(device.batches) <= 2
     device._room = 0
     with pytest.raises(OutOfMemory, match="4 x 4"):
         session.run(tiles)
