@@ -21,9 +21,9 @@ from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.footprints import FootprintFile, footprints
 from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
-from qgis_iic.engine.overlap import one_ahead
+from qgis_iic.engine.overlap import made_ahead
 from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
-from qgis_iic.engine.session import Session
+from qgis_iic.engine.session import PER_TILE_PIXEL, Session
 from qgis_iic.engine.stitching import Planes, Strip, strips
 from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
 from qgis_iic.engine.vectorization import Components, Vectorizer
@@ -45,9 +45,6 @@ _CACHE_SHARE = 0.08
 
 _OF_PROCESS = 400e6
 """Bytes that a run takes whatever it works on, measured: half of them libraries, half arrays of a tile or some rows."""
-
-_PER_TILE_PIXEL = 2600
-"""Bytes in ONNX Runtime, measured with full and quarter width networks: upsampled logits and the widest layers."""
 
 _PER_STRIP_PIXEL = 3 * 3
 """Bytes: three planes of the strip that is made, the one that waits, and the one that is used."""
@@ -136,7 +133,7 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
             f"{job.model} does not know yet which of its {session.metadata.clusters} clusters are buildings. "
             "Match them with a few examples first: iic match."
         )
-    # The limit is of a CPU's memory; what a GPU has is found out by its batches.
+    # On a GPU the network takes none of this memory.
     tile_size = job.tile_size or (None if session.on_cpu else session.metadata.tile_size)
     with ExitStack() as rasters, scratch_folder(job) as scratch:
         plans = [
@@ -189,11 +186,29 @@ def _tile_size_within(memory: int | None, metadata: ModelMetadata, of_row: float
 
     Without a limit of the job it is the model's own at most: larger ones save little but memory.
     """
-    limit = memory or _MEMORY
-    left = (1 - _CACHE_SHARE) * limit * 1e6 - _OF_PROCESS
-    side = int((math.sqrt(of_row**2 + 4 * _PER_TILE_PIXEL * left) - of_row) / (2 * _PER_TILE_PIXEL))
+    side = int((math.sqrt(of_row**2 + 4 * PER_TILE_PIXEL * _left(memory)) - of_row) / (2 * PER_TILE_PIXEL))
     side = max(side // metadata.stride * metadata.stride, 4 * metadata.halo)
     return min(side, metadata.tile_size) if memory is None else side
+
+
+def _left(memory: int | None) -> float:
+    """Bytes of a run's memory, in MB, for tiles and strips."""
+    return (1 - _CACHE_SHARE) * (memory or _MEMORY) * 1e6 - _OF_PROCESS
+
+
+def _batches_ahead(session: Session, made: Plan, memory: int | None) -> int:
+    """How many batches are read before their turn.
+
+    On a CPU it is one: the network's tiles are as large as the memory allows. On a GPU it is a row of tiles, since what
+    has to be decoded for the first of them may serve all, or as much of it as the memory has room for.
+    """
+    if session.on_cpu:
+        return 1
+    row = made.rows[0]
+    tile = row[0].window
+    of_batch = session.batch_size * tile.width * tile.height * (4 * len(made.reader.bands) + 1)
+    room = _left(memory) - _PER_STRIP_PIXEL * made.window.width * tile.height - made.decoded_bytes
+    return max(1, min(-(-len(row) // session.batch_size), int(room / of_batch) - 1))
 
 
 def answer(session: Session, made: Plan) -> Planes:
@@ -249,9 +264,12 @@ class _Progress:
         self._cancellation.check()
 
 
-def _strips(session: Session, made: Plan, clock: Clock, progress: _Progress) -> closing[Generator[Strip, None, None]]:
+def _strips(
+    job: Job, session: Session, made: Plan, clock: Clock, progress: _Progress
+) -> closing[Generator[Strip, None, None]]:
     """The network's answer from top to bottom, each strip made while the one before is used."""
-    return closing(one_ahead(strips(session, made.reader, made.rows, clock, progress.of(made))))
+    ahead = _batches_ahead(session, made, job.memory)
+    return closing(made_ahead(strips(session, made.reader, made.rows, clock, progress.of(made), ahead)))
 
 
 def _segment(
@@ -265,7 +283,7 @@ def _segment(
         class_raster.ClassRasterWriter(
             staged, output, made.reader.grid, made.window, crs, _provenance(job, session, made)
         ) as writer,
-        _strips(session, made, clock, progress) as answered,
+        _strips(job, session, made, clock, progress) as answered,
     ):
         for strip in answered:
             with clock.stage("write"):
@@ -285,7 +303,7 @@ def _extract(
         vectorizer = Vectorizer(deciding, smallest)
         with write_errors(Path(job.output)):
             found = FootprintFile(scratch / f"footprints{number}.wkb", made.raster.crs)
-        with _strips(session, made, clock, progress) as answered:
+        with _strips(job, session, made, clock, progress) as answered:
             for strip in answered:
                 with clock.stage("vectorize"):
                     _add(found, vectorizer.feed(strip), made, job)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgis_iic.engine.clock import Clock
-from qgis_iic.engine.overlap import one_ahead
-from qgis_iic.engine.raster import GridReader, Mask
+from qgis_iic.engine.overlap import made_ahead
+from qgis_iic.engine.raster import Floats, GridReader, Mask
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Tile, Window
 from qgis_iic.protocol.model_metadata import NODATA, OUTPUTS
@@ -40,11 +40,12 @@ def strips(
     rows: Sequence[Sequence[Tile]],
     clock: Clock,
     advance: Callable[[int], None],
+    ahead: int = 1,
 ) -> Generator[Strip, None, None]:
     """Runs the network over rows of tiles; a tile whose core has no valid pixel is not run.
 
-    The next tiles are read while the network runs. The raster is used on another thread until the generator ends or is
-    closed.
+    The next batches are read while the network runs. The raster is used on another thread until the generator ends or
+    is closed.
 
     Args:
         session: the network.
@@ -52,15 +53,16 @@ def strips(
         rows: of `tiling.tile_rows`.
         clock: takes the time of the stages `read` and `network`.
         advance: told how many tiles are through, each time some are.
+        ahead: batches at most that are read before their turn.
     """
-    with closing(one_ahead(_read(session, reader, rows, clock))) as batches:
+    with closing(made_ahead(_read(session, reader, rows, clock), ahead)) as batches:
         for row, of_row in groupby(batches, key=attrgetter("row")):
             window = Window.spanning(row[0].core.col, row[0].core.row, row[-1].core.col_stop, row[-1].core.row_stop)
             planes = np.full((len(OUTPUTS), window.height, window.width), NODATA, np.uint8)
             for batch in of_row:
                 if batch.tiles:
                     with clock.stage("network"):
-                        answers = session.run(np.stack(batch.values))
+                        answers = session.run(batch.values[: len(batch.tiles)])
                     _keep_cores(batch, answers, Strip(window, planes))
                 advance(len(batch.tiles) + batch.empty)
             yield Strip(window, planes)
@@ -72,16 +74,17 @@ class _Batch:
 
     Attributes:
         row: that they are of.
-        tiles: those with valid pixels in their core.
+        values: float32 [N, bands, H, W], with room for N tiles; the mean, which is zero once normalised, where not
+            valid.
+        tiles: those with valid pixels in their core, N at most.
         empty: number of those without that came before.
-        values: float32 [bands, H, W] of each tile; the mean, which is zero once normalised, where not valid.
         valid: bool [H, W] of each tile.
     """
 
     row: Sequence[Tile]
+    values: Floats
     tiles: list[Tile] = field(default_factory=list)
     empty: int = 0
-    values: list[NDArray[np.float32]] = field(default_factory=list)
     valid: list[Mask] = field(default_factory=list)
 
 
@@ -90,8 +93,13 @@ def _read(
 ) -> Generator[_Batch, None, None]:
     """Batches of `session.batch_size` tiles at most; each row ends with one, even if it is empty."""
     mean = np.asarray(session.metadata.mean, np.float32)[:, None]
+
+    def empty_batch(row: Sequence[Tile]) -> _Batch:
+        size = (row[0].window.height, row[0].window.width)
+        return _Batch(row, np.empty((session.batch_size, len(reader.bands), *size), np.float32))
+
     for row in rows:
-        batch = _Batch(row)
+        batch = empty_batch(row)
         for tile in row:
             with clock.stage("read"):
                 values, valid = reader.read(tile.window)
@@ -100,11 +108,11 @@ def _read(
             if not valid[tile.core.slices_in(tile.window)].any():
                 batch = replace(batch, empty=batch.empty + 1)
                 continue
-            if len(batch.tiles) == session.batch_size:
+            if len(batch.tiles) == len(batch.values):
                 yield batch
-                batch = _Batch(row)
+                batch = empty_batch(row)
+            batch.values[len(batch.tiles)] = values
             batch.tiles.append(tile)
-            batch.values.append(values)
             batch.valid.append(valid)
         yield batch
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import math
 import resource
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import geopandas
@@ -19,9 +21,9 @@ import shapely
 from affine import Affine
 
 from qgis_iic.engine.cancellation import Cancellation
-from qgis_iic.engine.pipeline import _tile_size_within, class_map, plan, run
+from qgis_iic.engine.pipeline import Plan, _batches_ahead, _tile_size_within, class_map, plan, run
 from qgis_iic.engine.raster import open_raster
-from qgis_iic.engine.tiling import Window
+from qgis_iic.engine.tiling import Window, tile_rows
 from qgis_iic.protocol.errors import (
     Cancelled,
     DiskFull,
@@ -180,6 +182,26 @@ def test_tiles_follow_the_memory() -> None:
     assert _tile_size_within(4000, model, 9 * 5000) > 1000
     assert _tile_size_within(600, model, 9 * 5000) < 300
     assert _tile_size_within(600, model, 90_000_000) == 80
+
+
+def test_what_is_read_ahead_follows_the_memory() -> None:
+    window = Window(0, 0, 40_000, 2000)
+    rows = tile_rows(40_000, 2000, window, tile_size=650, halo=20, stride=2)
+
+    def made(decoded_row: int) -> Plan:
+        raster = SimpleNamespace(block_height=1, decoded_row=decoded_row)
+        reader = SimpleNamespace(bands=(1, 2, 3), grid=SimpleNamespace(scale=(1.0, 1.0)), raster=raster)
+        return Plan(reader, window, rows)  # type: ignore[arg-type]
+
+    tile = rows[0][0].window
+    cpu, gpu = (SimpleNamespace(on_cpu=on_cpu, batch_size=8) for on_cpu in (True, False))
+    assert _batches_ahead(cpu, made(0), 100_000) == 1  # type: ignore[arg-type]
+    ahead = {memory: _batches_ahead(gpu, made(0), memory) for memory in (600, 1000, 1500, 100_000)}  # type: ignore[arg-type]
+    assert 1 == ahead[600] < ahead[1000] < ahead[100_000] == math.ceil(len(rows[0]) / 8)
+    for memory in (1000, 1500):
+        waiting_and_in_use = (ahead[memory] + 1) * 8 * tile.width * tile.height * 13
+        assert waiting_and_in_use < memory * 1e6 - 400e6 - 9 * window.width * tile.height
+    assert _batches_ahead(gpu, made(400_000), 1000) < ahead[1000]  # type: ignore[arg-type]
 
 
 def test_blocks_as_wide_as_the_raster_stay_decoded_for_a_row_of_tiles(tmp_path: Path) -> None:

@@ -215,8 +215,8 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                         minValue=LEAST_MEMORY,
                     ),
                     tr(
-                        "What a run on the CPU may take: with more, tiles are larger and overlap less. "
-                        "By default 1500, and tiles of the model's size at most."
+                        "What a run on the CPU may take: with more, tiles are larger and overlap less. On a GPU it "
+                        "bounds how far the reading runs ahead. By default 1500, and tiles of the model's size at most."
                     ),
                 )
             )
