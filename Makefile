@@ -51,7 +51,7 @@ system:
 # The engine's interpreter is apart from QGIS's own: their geo libraries break each other.
 .venv/engine/.installed: pyproject.toml constraints/engine.txt | system
 	$(PYTHON) -m venv --clear .venv/engine
-	$(engine)/pip install --quiet --constraint constraints/engine.txt --editable '.[engine,train,test,lint]'
+	$(engine)/pip install --quiet --constraint constraints/engine.txt --editable '.[engine,train,test,bench,lint]'
 	touch $@
 
 .venv/qgis/.installed: constraints/qgis.txt | system
