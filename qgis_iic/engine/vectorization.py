@@ -2,10 +2,11 @@
 
 Buildings are the 4-connected components of the building mask, which the clusters or the probability make. Outlines turn
 at corners: vertices of the pixel grid around which one or three of four pixels are buildings, or two that touch there
-only. Each strip gives the corners along the upper edges of its rows, seen with the last row of the strip before, so
-that they are those of the whole raster; a component's corners are kept until the strip in which it ends. Between its
-corners an outline is straight, so that sorting them by rows pairs the ends of all its horizontal edges, and sorting
-them by columns those of its vertical ones.
+only. Each part of a strip gives the corners along the upper edges of its rows, seen with the last row of the part
+before, so that they are those of the whole raster. What neither end of a part touches is finished there. The corners of
+the rest wait, and are joined once as many have come as were left the last time: each is moved a few times at most,
+however long its component stays open. Between its corners an outline is straight: reading them by rows pairs the ends
+of all its horizontal edges, and sorting them by columns those of its vertical ones.
 """
 
 from __future__ import annotations
@@ -26,32 +27,24 @@ from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA,
 Ints = NDArray[np.int64]
 Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
-Corners = NDArray[np.void]
 
 _PIXELS_AT_ONCE = 1_000_000
 """Pixels that are labelled together: memory does not grow with the strip, and some stay in the processor's cache."""
 
-_CORNER = np.dtype(
-    [
-        ("x", np.int32),  # column and row of the vertex, in working pixels of the whole raster
-        ("y", np.int32),
-        ("right", np.bool_),  # whether the horizontal edge that ends here lies to the right, and the vertical one below
-        ("down", np.bool_),
-        ("across", np.bool_),  # whether the outline, which has its inside on the right, goes on by the horizontal edge
-        ("label", np.int32),  # of the component, and of the one that touches it here; 0 where there is none
-        ("other", np.int32),
-    ]
-)
+_ROW_BIT, _COLUMN_BIT = 32, 4
+"""A corner is one int64: from these bits up row and column of the vertex, in working pixels of the whole raster, below
+them which of the four pixels around it are of its component. So corners rise by rows, and from left to right in them."""
 
-_NORTH_WEST, _NORTH_EAST, _SOUTH_WEST, _SOUTH_EAST = 1, 2, 4, 8
-"""Bits of the four pixels around a vertex."""
+_NORTH_WEST, _SOUTH_WEST, _NORTH_EAST, _SOUTH_EAST = 1, 2, 4, 8
+"""Bits of the four pixels around a vertex. Of two that touch there, the one with the lower bit is on the left."""
 
 _PIXELS = np.arange(16)
-_TURNS = np.isin(_PIXELS, [1, 2, 4, 8, 7, 11, 13, 14])
 _TOUCHES = np.isin(_PIXELS, [_NORTH_WEST | _SOUTH_EAST, _NORTH_EAST | _SOUTH_WEST])
-_RIGHT = np.isin(_PIXELS, [_NORTH_EAST, _SOUTH_EAST, 15 - _NORTH_EAST, 15 - _SOUTH_EAST])
+_CORNER = np.isin(_PIXELS, [1, 2, 4, 8, 7, 11, 13, 14]) | _TOUCHES
 _DOWN = np.isin(_PIXELS, [_SOUTH_WEST, _SOUTH_EAST, 15 - _SOUTH_WEST, 15 - _SOUTH_EAST])
+"""Whether the vertical edge that ends at a corner lies below."""
 _ACROSS = np.isin(_PIXELS, [_NORTH_WEST, _SOUTH_EAST, 15 - _NORTH_EAST, 15 - _SOUTH_WEST])
+"""Whether the outline, which has its inside on the right, goes on by the horizontal edge."""
 
 
 def building_mask(planes: Planes, building_clusters: Sequence[int] | None) -> Mask:
@@ -104,35 +97,36 @@ class Components:
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """What is added up over the pixels of components.
+class _Part:
+    """Components of some rows that reach the rows above or below, numbered from 1.
 
     Attributes:
-        votes: pixels per component and cluster, int [n, clusters].
-        probability: 0 to 254 a pixel, [n].
+        above: int32 [width], their numbers along the last row before, 0 between them.
+        below: int32 [width], the same along the last of the rows.
+        corners: int64 [n], rising, see `_ROW_BIT`.
+        labels: int32 [n], the component that each corner is of.
+        votes: pixels per component and cluster, int64 [components, clusters].
+        probability: 0 to 254 a pixel, added up, float64 [components].
     """
 
+    above: Labels
+    below: Labels
+    corners: Ints
+    labels: Labels
     votes: Ints
     probability: NDArray[np.float64]
 
+    def __len__(self) -> int:
+        return len(self.probability)
 
-@dataclass(frozen=True)
-class _Open:
-    """Components that go on below, numbered from 1.
-
-    Attributes:
-        border: int32 [width], their numbers along the last row so far, 0 between them.
-        corners: of all of them.
-        sums: of all of them, the first entry being the number 1.
-    """
-
-    border: Labels
-    corners: Corners
-    sums: _Sums
+    @property
+    def nbytes(self) -> int:
+        arrays = (self.above, self.below, self.corners, self.labels, self.votes, self.probability)
+        return sum(array.nbytes for array in arrays)
 
 
 class Vectorizer:
-    """Takes strips from top to bottom, gives components as soon as they are complete.
+    """Takes strips from top to bottom, gives components once they are complete.
 
     Args:
         building_clusters: cluster numbers that are buildings; None where the probability decides.
@@ -142,125 +136,170 @@ class Vectorizer:
     def __init__(self, building_clusters: Sequence[int] | None, smallest: float = 0) -> None:
         self._building_clusters = building_clusters
         self._smallest = smallest
-        self._open: _Open | None = None
+        self._waiting: list[_Part] = []
+        self._last_row: Mask = np.zeros(1, np.bool_)
         self._below = Window(0, 0, 1, 1)
 
     def feed(self, strip: Strip) -> Components:
-        """The components that end in this strip; the strip must lie right below the one before."""
+        """Components that are complete by now; the strip must lie right below the one before."""
         window = strip.window
-        step = max(1, _PIXELS_AT_ONCE // window.width)
+        if not self._waiting:
+            self._waiting = [_nothing(window.width)]
+            self._last_row = np.zeros(window.width, np.bool_)
         self._below = Window(window.col, window.row_stop, window.width, 1)
-        return Components.joined(
-            [
-                self._feed(window.col, window.row + start, strip.planes[:, start : start + step])
-                for start in range(0, window.height, step)
-            ]
-        )
+        step = max(1, _PIXELS_AT_ONCE // window.width)
+        complete = []
+        for start in range(0, window.height, step):
+            planes = strip.planes[:, start : start + step]
+            mask = np.concatenate([self._last_row[None], building_mask(planes, self._building_clusters)])
+            self._last_row = mask[-1]
+            components, part = _cut(mask, planes, window.col, window.row + start, self._smallest)
+            complete.append(components)
+            self._waiting.append(part)
+        left, *added = self._waiting
+        if sum(part.nbytes for part in added) >= left.nbytes:
+            complete.append(self._join())
+        return Components.joined(complete)
 
     def finish(self) -> Components:
-        """The components that reach the lower end of the last strip."""
-        return self.feed(Strip(self._below, np.full((3, 1, self._below.width), NODATA, np.uint8)))
+        """All other components, those that reach the lower end of the last strip among them."""
+        planes = np.full((3, 1, self._below.width), NODATA, np.uint8)
+        return Components.joined([self.feed(Strip(self._below, planes)), self._join()])
 
-    def _feed(self, col: int, row: int, planes: Planes) -> Components:
-        before = self._open or _nothing(planes.shape[2])
-        found, count = ndimage.label(building_mask(planes, self._building_clusters), output=np.int32)
-        labels = _below_border(before.border, found)
-        # Labels are of this strip's parts; parts that meet across its upper border are one component.
-        component = _joined_labels(labels, 1 + len(before.sums.probability) + count)
-        is_open = np.zeros(component.max() + 1, np.bool_)
-        is_open[component[labels[-1]]] = True
-        is_open[component[0]] = False  # what is no building
-
-        corners = np.concatenate([before.corners, _corners(labels, col, row)])
-        corners["label"], corners["other"] = component[corners["label"]], component[corners["other"]]
-        ended = ~is_open[corners["label"]]
-        polygons, numbers = _outlines(corners[ended], self._smallest)
-
-        kept = np.concatenate([numbers, np.flatnonzero(is_open)])
-        rank = np.zeros(len(is_open), np.int32)  # from 1 up, those that ended first
-        rank[kept] = np.arange(1, len(kept) + 1)
-        sums = _sums(rank[component], labels[1:, 1:-1], planes, before.sums, len(kept))
-
-        going_on = corners[~ended]
-        renumbered = np.zeros(len(is_open), np.int32)
-        renumbered[is_open] = np.arange(1, is_open.sum() + 1)
-        going_on["label"], going_on["other"] = renumbered[going_on["label"]], renumbered[going_on["other"]]
-        self._open = _Open(
-            renumbered[component[labels[-1, 1:-1]]],
-            going_on,
-            _Sums(sums.votes[len(numbers) :], sums.probability[len(numbers) :]),
-        )
-        votes, pixels = sums.votes[: len(numbers)], sums.votes[: len(numbers)].sum(axis=1)
-        confidence = sums.probability[: len(numbers)] / (PROBABILITY_SCALE * pixels)
-        return Components(polygons, votes.argmax(axis=1), pixels, confidence)
+    def _join(self) -> Components:
+        components, left = _joined(self._waiting, self._smallest)
+        self._waiting = [left]
+        return components
 
 
-def _nothing(width: int) -> _Open:
-    sums = _Sums(np.zeros((0, 1), np.int64), np.zeros(0))
-    return _Open(np.zeros(width, np.int32), np.zeros(0, _CORNER), sums)
+def _nothing(width: int) -> _Part:
+    row = np.zeros(width, np.int32)
+    return _Part(row, row, np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, 1), np.int64), np.zeros(0))
 
 
-def _below_border(border: Labels, found: Labels) -> Labels:
-    """Labels int32 [height + 1, width + 2] of a strip below the border, with a column of 0 at each side.
+def _cut(mask: Mask, planes: Planes, col: int, row: int, smallest: float) -> tuple[Components, _Part]:
+    """Components within some rows, and what reaches beyond them.
 
-    Those of the strip go on after those of the border.
+    Args:
+        mask: bool [height + 1, width], of the last row before and of the rows.
+        planes: uint8 [3, height, width], of the rows.
+        col, row: where they begin.
+        smallest: see `Vectorizer`.
     """
-    labels = np.zeros((found.shape[0] + 1, found.shape[1] + 2), np.int32)
-    labels[0, 1:-1] = border
-    inner = labels[1:, 1:-1]
-    np.add(found, border.max(initial=0), out=inner, where=found > 0)
-    return labels
+    inside = np.zeros((mask.shape[0], mask.shape[1] + 2), np.uint8)
+    inside[:, 1:-1] = mask
+    labels = np.empty(inside.shape, np.int32)
+    count = ndimage.label(inside, output=labels)
+    corners, of_corner = _corners(inside, labels, col, row)
+    reaches = np.zeros(count + 1, np.bool_)
+    reaches[labels[0]] = reaches[labels[-1]] = True
+    reaches[0] = False
+    waits = reaches[of_corner]
+    polygons, numbers = _outlines(corners[~waits], of_corner[~waits], smallest)
+
+    kept = np.concatenate([numbers, np.flatnonzero(reaches)])
+    rank = np.zeros(count + 1, np.int32)  # from 1 up, those that are complete first
+    rank[kept] = np.arange(1, len(kept) + 1)
+    votes, probability = _sums(rank[labels[1:, 1:-1]], planes, len(kept))
+    rank = np.where(reaches, rank - np.int32(len(numbers)), np.int32(0))
+    above, below = rank[labels[0, 1:-1]], rank[labels[-1, 1:-1]]
+    done = len(numbers)
+    part = _Part(above, below, corners[waits], rank[of_corner[waits]], votes[done:], probability[done:])
+    return _components(polygons, votes[:done], probability[:done]), part
 
 
-def _joined_labels(labels: Labels, count: int) -> Labels:
-    """Number of the component of each of `count` labels, 0 among them: labels that meet below the first row are one."""
-    above, below = labels[0], labels[1]
-    met = (above > 0) & (below > 0)
-    links = sparse.coo_array((np.ones(met.sum(), np.int8), (above[met], below[met])), shape=(count, count))
+def _joined(parts: Sequence[_Part], smallest: float) -> tuple[Components, _Part]:
+    """Complete components of parts that follow each other, and what reaches below the last."""
+    before = np.cumsum([0, *map(len, parts)])
+    starts = before[:-1]
+    count = before[-1] + 1  # numbers of all parts, from 1
+    above, below = (
+        np.stack([np.where(row > 0, row + start, 0) for row, start in zip(rows, starts, strict=True)])
+        for rows in ([part.above for part in parts], [part.below for part in parts])
+    )
+    met = above[1:] > 0
+    links = sparse.coo_array((np.ones(met.sum(), np.int8), (below[:-1][met], above[1:][met])), shape=(count, count))
     component: Labels = connected_components(links, directed=False)[1]
-    return component
+    last = component[below[-1]]
+    is_open = np.zeros(count, np.bool_)
+    is_open[last] = True
+    is_open[component[0]] = False  # what is no building
+
+    corners = np.concatenate([part.corners for part in parts])
+    of_corner = component[np.concatenate([part.labels + start for part, start in zip(parts, starts, strict=True)])]
+    waits = is_open[of_corner]
+    polygons, numbers = _outlines(corners[~waits], of_corner[~waits], smallest)
+
+    kept = np.concatenate([numbers, np.flatnonzero(is_open)])
+    rank = np.full(count, len(kept), np.int32)  # those that are complete first, those that are left out last
+    rank[kept] = np.arange(len(kept))
+    votes = np.zeros((len(kept) + 1, max(part.votes.shape[1] for part in parts)), np.int64)
+    probability = np.zeros(len(kept) + 1)
+    for part, start in zip(parts, starts, strict=True):
+        ranks = rank[component[start + 1 : start + 1 + len(part)]]
+        np.add.at(votes[:, : part.votes.shape[1]], ranks, part.votes)
+        np.add.at(probability, ranks, part.probability)
+    done = len(numbers)
+    number = np.where(is_open, rank - done + 1, 0).astype(np.int32)
+    left = _Part(
+        np.zeros_like(number[last]),
+        number[last],
+        corners[waits],
+        number[of_corner[waits]],
+        votes[done:-1],
+        probability[done:-1],
+    )
+    return _components(polygons, votes[:done], probability[:done]), left
 
 
-def _corners(labels: Labels, col: int, row: int) -> Corners:
-    """The corners at the vertices between the rows of `labels`, the first of which lies above `row`."""
-    inside = (labels > 0).view(np.uint8)
-    around = inside[:-1, :-1] | inside[:-1, 1:] << 1 | inside[1:, :-1] << 2 | inside[1:, 1:] << 3
-    y, x = np.nonzero((_TURNS | _TOUCHES)[around])
-    pixels = around[y, x]
+def _components(polygons: NDArray[np.object_], votes: Ints, probability: NDArray[np.float64]) -> Components:
+    pixels = votes.sum(axis=1)
+    return Components(polygons, votes.argmax(axis=1), pixels, probability / (PROBABILITY_SCALE * pixels))
+
+
+def _corners(inside: NDArray[np.uint8], labels: Labels, col: int, row: int) -> tuple[Ints, Labels]:
+    """Corners at the vertices between rows, see `_ROW_BIT`, and the label that each is of.
+
+    Args:
+        inside: 1 in buildings, else 0; [height + 1, width + 2], a column of 0 at each side.
+        labels: of its components.
+        col, row: of the vertex at the left end of the first row of vertices.
+    """
+    stride = inside.shape[1]
+    # Vertices by the place of their north-west pixel; those at the ends of the rows have no building around.
+    flat = inside.ravel()
+    to = (0, stride, 1, stride + 1)  # from there to the other pixels, in the order of their bits
+    length = flat.size - stride - 1
+    around = flat[:length].copy()
+    for bit in (1, 2, 3):
+        around |= flat[to[bit] : to[bit] + length] << bit
+    places = np.flatnonzero(_CORNER.take(around))
+    pixels = around[places]
     touches = _TOUCHES[pixels]
-    x_touch, y_touch, pixels_touch = x[touches], y[touches], pixels[touches]
     # Where two pixels touch, each has a corner of its own.
-    upper, lower = labels[y_touch, x_touch], labels[y_touch + 1, x_touch + 1]
-    falling = pixels_touch == (_NORTH_WEST | _SOUTH_EAST)
-    upper[~falling] = labels[y_touch, x_touch + 1][~falling]
-    lower[~falling] = labels[y_touch + 1, x_touch][~falling]
-    upper_pixel = np.where(falling, _NORTH_WEST, _NORTH_EAST)
-    x, y, pixels = x[~touches], y[~touches], pixels[~touches]
-    label = labels[y, x]
-    for down, right in ((0, 1), (1, 0), (1, 1)):
-        label = np.maximum(label, labels[y + down, x + right])
-
-    corners = np.zeros(len(x) + 2 * len(x_touch), _CORNER)
-    pixels = np.concatenate([pixels, upper_pixel, pixels_touch - upper_pixel])
-    corners["x"] = np.concatenate([x, x_touch, x_touch]) + col
-    corners["y"] = np.concatenate([y, y_touch, y_touch]) + row
-    corners["right"], corners["down"], corners["across"] = _RIGHT[pixels], _DOWN[pixels], _ACROSS[pixels]
-    corners["label"] = np.concatenate([label, upper, lower])
-    corners["other"][len(x) :] = np.concatenate([lower, upper])
-    return corners
+    first = np.flatnonzero(touches) + np.arange(np.count_nonzero(touches))
+    places, pixels = np.repeat(places, touches + 1), np.repeat(pixels, touches + 1)
+    pixels[first] &= -pixels[first]  # the lowest bit
+    pixels[first + 1] ^= pixels[first]
+    own = np.array(to)[np.log2(np.maximum(_PIXELS & -_PIXELS, 1)).astype(np.int64)]
+    y, x = np.divmod(places, stride)
+    corners = (y + row) << _ROW_BIT | (x + col) << _COLUMN_BIT | pixels
+    return corners, labels.ravel()[places + own[pixels]]
 
 
-def _outlines(corners: Corners, smallest: float) -> tuple[NDArray[np.object_], Ints]:
+def _outlines(corners: Ints, labels: Labels, smallest: float) -> tuple[NDArray[np.object_], Ints]:
     """Polygons of whole components of at least `smallest` pixels, holes counted, and their labels, rising."""
     if len(corners) == 0:
         return np.zeros(0, np.object_), np.zeros(0, np.int64)
-    onward = _next_corner(corners)
+    y, x = corners >> _ROW_BIT, corners >> _COLUMN_BIT & (1 << _ROW_BIT - _COLUMN_BIT) - 1
+    left, top = x.min(), y[0]
+    x, y = x - left, y - top
+    onward = _next_corner(corners, labels, x, y)
     ring, order = _rings(onward)
-    x, y = corners["x"] - corners["x"].min(), corners["y"] - corners["y"].min()
     x, y = x.astype(np.float64), y.astype(np.float64)
     area = np.bincount(ring, x * y[onward] - x[onward] * y) / 2  # of shells positive, of holes negative
     label = np.zeros(len(area), np.int64)
-    label[ring] = corners["label"]
+    label[ring] = labels
     is_shell = area > 0
     is_kept = np.zeros(label.max() + 1, np.bool_)
     is_kept[label[is_shell & (area >= smallest)]] = True
@@ -268,7 +307,7 @@ def _outlines(corners: Corners, smallest: float) -> tuple[NDArray[np.object_], I
 
     order = order[kept_rings[ring[order]]]
     rank = np.cumsum(kept_rings) - 1
-    vertices = np.stack([corners["x"][order], corners["y"][order]], axis=1).astype(np.float64)
+    vertices = np.stack([x[order] + left, y[order] + top], axis=1)
     rings = shapely.linearrings(vertices, indices=rank[ring[order]])
     label, is_shell = label[kept_rings], is_shell[kept_rings]
     shell_first = np.lexsort([~is_shell, label])
@@ -278,26 +317,25 @@ def _outlines(corners: Corners, smallest: float) -> tuple[NDArray[np.object_], I
     return shapely.polygons(rings[shell_first], indices=polygon), numbers
 
 
-def _next_corner(corners: Corners) -> Ints:
+def _next_corner(corners: Ints, labels: Labels, x: Ints, y: Ints) -> Ints:
     """Index of the corner that follows each along its outline, inside on the right.
 
     Where pixels of one component touch at a vertex, the outline goes over from one to the other: the ground that they
     close in is then a hole that meets the shell in a point, as a valid polygon has it, and not a shell that meets
     itself.
     """
-    x, y, right = (corners[name].astype(np.int64) for name in ("x", "y", "right"))
-    down = corners["down"] ^ (corners["other"] == corners["label"])
-    by_rows = _partners((y * (x.max() + 1) + x) * 2 + right)
-    by_columns = _partners((x * (y.max() + 1) + y) * 2 + down)
-    return np.where(corners["across"], by_rows, by_columns)
-
-
-def _partners(place: Ints) -> Ints:
-    """The other end of the edge that ends at each place, where sorted places are first and last ends by turns."""
-    order = np.argsort(place)
-    partners = np.empty_like(order)
-    partners[order[0::2]], partners[order[1::2]] = order[1::2], order[0::2]
-    return partners
+    pixels = corners & 15
+    goes_over = np.zeros(len(corners), np.bool_)
+    vertex = corners >> _COLUMN_BIT
+    first = np.flatnonzero((vertex[1:] == vertex[:-1]) & (labels[1:] == labels[:-1]))
+    goes_over[first] = goes_over[first + 1] = True
+    down = _DOWN[pixels] ^ goes_over
+    by_columns = np.argsort((x * (y[-1] + 1) + y) * 2 + down)
+    # The ends of the edges, in the order of their places, are first and last ones by turns.
+    partners = np.arange(len(corners)) ^ 1
+    vertical = np.empty_like(partners)
+    vertical[by_columns] = by_columns[partners]
+    return np.where(_ACROSS[pixels], partners, vertical)
 
 
 def _rings(onward: Ints) -> tuple[Labels, Ints]:
@@ -320,15 +358,17 @@ def _rings(onward: Ints) -> tuple[Labels, Ints]:
     return ring, order
 
 
-def _sums(rank: Labels, labels: Labels, planes: Planes, before: _Sums, count: int) -> _Sums:
-    """Sums of the components of rank 1 to `count`, by label; `before` has those of the first labels so far."""
-    inside = labels > 0
-    ranks = rank[labels[inside]]
+def _sums(ranks: Labels, planes: Planes, count: int) -> tuple[Ints, NDArray[np.float64]]:
+    """Votes [count, clusters] and probability [count], see `_Part`, of the components of rank 1 to `count`.
+
+    Args:
+        ranks: int32 [height, width], 0 in no component.
+        planes: uint8 [3, height, width].
+        count: of components.
+    """
+    inside = ranks > 0
+    places = ranks[inside].astype(np.int64) - 1
     clusters = planes[0][inside]
-    width = max(int(clusters.max(initial=0)) + 1, before.votes.shape[1])
-    votes = np.bincount(ranks * np.int64(width) + clusters, minlength=(count + 1) * width).reshape(count + 1, width)
-    probability = np.asarray(np.bincount(ranks, planes[2][inside], count + 1), np.float64)
-    ranks_before = rank[1 : len(before.probability) + 1]
-    np.add.at(votes[:, : before.votes.shape[1]], ranks_before, before.votes)
-    np.add.at(probability, ranks_before, before.probability)
-    return _Sums(votes[1:], probability[1:])
+    width = int(clusters.max(initial=0)) + 1
+    votes = np.bincount(places * width + clusters, minlength=count * width).reshape(count, width)
+    return votes, np.asarray(np.bincount(places, planes[2][inside], count), np.float64)
