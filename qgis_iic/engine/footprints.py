@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 import geopandas
 import numpy as np
@@ -39,7 +40,7 @@ def footprints(
         components: in any order.
         transform: from working pixels to coordinates.
         crs: of those coordinates; None takes them as metres.
-        about: coordinates of the raster's centre, see `measure`.
+        about: coordinates of the raster's centre, see `measure_areas`.
         min_area: smaller footprints, after filling their holes, are dropped; m2.
         max_hole_area: holes up to this size are filled; m2.
 
@@ -48,17 +49,22 @@ def footprints(
     """
     # In normal form, so that the strips in which an outline was traced don't show in the order of its vertices.
     polygons = _to_coordinates(shapely.normalize(components.polygons), transform)
-    polygons = _fill_holes(polygons, crs, about, max_hole_area)
-    areas, perimeters = measure(polygons, crs, about)
+    rings, owner = shapely.get_rings(polygons, return_index=True)
+    is_shell = np.diff(owner, prepend=-1) > 0
+    areas = measure_areas(shapely.polygons(rings), crs, about)
+    stays = is_shell | (areas > max_hole_area)
+    areas = np.bincount(owner[stays], np.where(is_shell, areas, -areas)[stays], len(components))
     kept = areas >= min_area
+    stays &= kept[owner]
+    polygons = shapely.polygons(rings[stays], indices=(np.cumsum(kept) - 1)[owner[stays]])
     left, top, right, bottom = shapely.bounds(components.polygons[kept]).T
     columns = {
         "cluster": components.cluster[kept],
         "area_m2": areas[kept],
-        "perimeter_m": perimeters[kept],
+        "perimeter_m": measure_perimeters(polygons, crs),
         "confidence": components.confidence[kept],
     } | dict(zip(_POSITION, (top, left, bottom, right, components.pixels[kept]), strict=True))
-    return geopandas.GeoDataFrame(columns, geometry=polygons[kept], crs=crs)
+    return geopandas.GeoDataFrame(columns, geometry=polygons, crs=crs)
 
 
 class FootprintFile:
@@ -114,37 +120,50 @@ class FootprintFile:
                 yield geopandas.GeoDataFrame(columns, geometry=shapely.from_wkb(polygons), crs=self._crs)
 
 
-def measure(polygons: Polygons, crs: pyproj.CRS | None, about: Point) -> tuple[Doubles, Doubles]:
-    """Areas in m2 and perimeters in m, holes included, on the ellipsoid of `crs`.
-
-    Areas are taken in a Lambert azimuthal equal-area projection about a point, perimeters as geodesics from vertex to
-    vertex. Without a geographic or projected CRS both are planar.
+def measure_areas(polygons: Polygons, crs: pyproj.CRS | None, about: Point) -> Doubles:
+    """Areas in m2 on the ellipsoid of `crs`, in a Lambert azimuthal equal-area projection about a point.
 
     Args:
         polygons: [n].
-        crs: of their coordinates.
+        crs: of their coordinates; they are planar where it is neither geographic nor projected.
         about: any coordinates near the polygons, the same for all that are to have the same digits.
     """
-    if crs is None or not (crs.is_geographic or crs.is_projected):
-        return shapely.area(polygons), shapely.length(polygons)
-    geod = crs.get_geod() or pyproj.Geod(ellps="WGS84")
-    transformer = to_geographic(crs)
+    if not _is_on_earth(crs):
+        return shapely.area(polygons)
+    geod, transformer = _geod(crs), to_geographic(crs)
     geographic = shapely.transform(polygons, transformer.transform, interleaved=False)
     # Exact wherever the centre lies but opposite of it, where the middle of a scene across the 180th meridian would be.
     longitude, latitude = transformer.transform(*about)
     equal_area = pyproj.Proj(proj="laea", lon_0=longitude, lat_0=latitude, a=geod.a, b=geod.b, preserve_units=True)
-    return shapely.area(shapely.transform(geographic, equal_area, interleaved=False)), _perimeters(geographic, geod)
+    return shapely.area(shapely.transform(geographic, equal_area, interleaved=False))
 
 
-def _perimeters(geographic: Polygons, geod: pyproj.Geod) -> Doubles:
-    rings, owner = shapely.get_rings(geographic, return_index=True)
+def measure_perimeters(polygons: Polygons, crs: pyproj.CRS | None) -> Doubles:
+    """Perimeters in m, holes included: geodesics from vertex to vertex on the ellipsoid of `crs`.
+
+    Args:
+        polygons: [n].
+        crs: of their coordinates; they are planar where it is neither geographic nor projected.
+    """
+    if not _is_on_earth(crs):
+        return shapely.length(polygons)
+    rings, owner = shapely.get_rings(polygons, return_index=True)
     coordinates, ring_index = shapely.get_coordinates(rings, return_index=True)
-    within = ring_index[1:] == ring_index[:-1]
-    start, end = coordinates[:-1][within], coordinates[1:][within]
-    _, _, lengths = geod.inv(start[:, 0], start[:, 1], end[:, 0], end[:, 1])
-    perimeters = np.zeros(len(geographic))
-    np.add.at(perimeters, owner[ring_index[:-1][within]], lengths)
+    longitude, latitude = to_geographic(crs).transform(*coordinates.T)
+    starts = np.flatnonzero(ring_index[1:] == ring_index[:-1])
+    ends = starts + 1
+    _, _, lengths = _geod(crs).inv(longitude[starts], latitude[starts], longitude[ends], latitude[ends])
+    perimeters = np.zeros(len(polygons))
+    np.add.at(perimeters, owner[ring_index[starts]], lengths)
     return perimeters
+
+
+def _is_on_earth(crs: pyproj.CRS | None) -> TypeGuard[pyproj.CRS]:
+    return crs is not None and (crs.is_geographic or crs.is_projected)
+
+
+def _geod(crs: pyproj.CRS) -> pyproj.Geod:
+    return crs.get_geod() or pyproj.Geod(ellps="WGS84")
 
 
 def _to_coordinates(polygons: Polygons, transform: Affine) -> Polygons:
@@ -152,17 +171,3 @@ def _to_coordinates(polygons: Polygons, transform: Affine) -> Polygons:
         return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
 
     return np.asarray(shapely.transform(polygons, georeference, interleaved=False))
-
-
-def _fill_holes(polygons: Polygons, crs: pyproj.CRS | None, about: Point, max_hole_area: float) -> Polygons:
-    with_holes = np.flatnonzero(shapely.get_num_interior_rings(polygons) > 0)
-    if len(with_holes) == 0 or max_hole_area == 0:
-        return polygons
-    rings, owner = shapely.get_rings(polygons[with_holes], return_index=True)
-    is_shell = np.diff(owner, prepend=-1) > 0
-    areas = np.full(len(rings), np.inf)
-    areas[~is_shell], _ = measure(shapely.polygons(rings[~is_shell]), crs, about)
-    kept = areas > max_hole_area
-    filled = polygons.copy()
-    filled[with_holes] = shapely.polygons(rings[kept], indices=owner[kept])
-    return filled
