@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from qgis_iic.engine.raster import to_geographic
 from qgis_iic.engine.vectorization import Components
 
-Polygons = NDArray[np.object_]
+Rings = NDArray[np.object_]
+Ints = NDArray[np.int64]
 Doubles = NDArray[np.float64]
 Point = tuple[float, float]
 
@@ -40,7 +41,7 @@ def footprints(
         components: in any order.
         transform: from working pixels to coordinates.
         crs: of those coordinates; None takes them as metres.
-        about: coordinates of the raster's centre, see `measure_areas`.
+        about: coordinates of the raster's centre, see `ring_areas`.
         min_area: smaller footprints, after filling their holes, are dropped; m2.
         max_hole_area: holes up to this size are filled; m2.
 
@@ -48,23 +49,24 @@ def footprints(
         The columns of `FootprintFile.tables` but `id`, and those of `_POSITION`.
     """
     # In normal form, so that the strips in which an outline was traced don't show in the order of its vertices.
-    polygons = _to_coordinates(shapely.normalize(components.polygons), transform)
-    rings, owner = shapely.get_rings(polygons, return_index=True)
+    rings, owner = shapely.get_rings(shapely.normalize(components.polygons), return_index=True)
     is_shell = np.diff(owner, prepend=-1) > 0
-    areas = measure_areas(shapely.polygons(rings), crs, about)
+    rings = _to_coordinates(rings, transform)
+    geographic = to_geographic_rings(rings, crs)
+    areas = ring_areas(geographic, crs, about)
     stays = is_shell | (areas > max_hole_area)
-    areas = np.bincount(owner[stays], np.where(is_shell, areas, -areas)[stays], len(components))
+    areas = _sums(owner[stays], np.where(is_shell, areas, -areas)[stays])
     kept = areas >= min_area
     stays &= kept[owner]
-    polygons = shapely.polygons(rings[stays], indices=(np.cumsum(kept) - 1)[owner[stays]])
+    owner = (np.cumsum(kept) - 1)[owner[stays]]
     left, top, right, bottom = shapely.bounds(components.polygons[kept]).T
     columns = {
         "cluster": components.cluster[kept],
         "area_m2": areas[kept],
-        "perimeter_m": measure_perimeters(polygons, crs),
+        "perimeter_m": perimeters(geographic[stays], owner, crs),
         "confidence": components.confidence[kept],
     } | dict(zip(_POSITION, (top, left, bottom, right, components.pixels[kept]), strict=True))
-    return geopandas.GeoDataFrame(columns, geometry=polygons, crs=crs)
+    return geopandas.GeoDataFrame(columns, geometry=shapely.polygons(rings[stays], indices=owner), crs=crs)
 
 
 class FootprintFile:
@@ -120,42 +122,47 @@ class FootprintFile:
                 yield geopandas.GeoDataFrame(columns, geometry=shapely.from_wkb(polygons), crs=self._crs)
 
 
-def measure_areas(polygons: Polygons, crs: pyproj.CRS | None, about: Point) -> Doubles:
-    """Areas in m2 on the ellipsoid of `crs`, in a Lambert azimuthal equal-area projection about a point.
+def ring_areas(rings: Rings, crs: pyproj.CRS | None, about: Point) -> Doubles:
+    """Areas within rings in m2 on the ellipsoid of `crs`, in a Lambert azimuthal equal-area projection about a point.
 
     Args:
-        polygons: [n].
-        crs: of their coordinates; they are planar where it is neither geographic nor projected.
-        about: any coordinates near the polygons, the same for all that are to have the same digits.
+        rings: [n], of `to_geographic_rings`.
+        crs: of the raster; areas are planar where it is neither geographic nor projected.
+        about: any coordinates near the rings, in `crs`; the same for all that are to have the same digits.
     """
-    if not _is_on_earth(crs):
-        return shapely.area(polygons)
-    geod, transformer = _geod(crs), to_geographic(crs)
-    geographic = shapely.transform(polygons, transformer.transform, interleaved=False)
-    # Exact wherever the centre lies but opposite of it, where the middle of a scene across the 180th meridian would be.
-    longitude, latitude = transformer.transform(*about)
-    equal_area = pyproj.Proj(proj="laea", lon_0=longitude, lat_0=latitude, a=geod.a, b=geod.b, preserve_units=True)
-    return shapely.area(shapely.transform(geographic, equal_area, interleaved=False))
+    if _is_on_earth(crs):
+        geod = _geod(crs)
+        # Exact wherever the centre lies but opposite of it, where the middle of a scene across the 180th meridian is.
+        longitude, latitude = to_geographic(crs).transform(*about)
+        equal_area = pyproj.Proj(proj="laea", lon_0=longitude, lat_0=latitude, a=geod.a, b=geod.b, preserve_units=True)
+        rings = shapely.transform(rings, equal_area, interleaved=False)
+    return np.asarray(shapely.area(shapely.polygons(rings)))
 
 
-def measure_perimeters(polygons: Polygons, crs: pyproj.CRS | None) -> Doubles:
-    """Perimeters in m, holes included: geodesics from vertex to vertex on the ellipsoid of `crs`.
+def perimeters(rings: Rings, owner: Ints, crs: pyproj.CRS | None) -> Doubles:
+    """Lengths in m of all rings of each polygon: geodesics from vertex to vertex on the ellipsoid of `crs`.
 
     Args:
-        polygons: [n].
-        crs: of their coordinates; they are planar where it is neither geographic nor projected.
+        rings: [n], of `to_geographic_rings`.
+        owner: [n], number of the polygon that each is of, from 0.
+        crs: of the raster; lengths are planar where it is neither geographic nor projected.
     """
     if not _is_on_earth(crs):
-        return shapely.length(polygons)
-    rings, owner = shapely.get_rings(polygons, return_index=True)
-    coordinates, ring_index = shapely.get_coordinates(rings, return_index=True)
-    longitude, latitude = to_geographic(crs).transform(*coordinates.T)
-    starts = np.flatnonzero(ring_index[1:] == ring_index[:-1])
-    ends = starts + 1
-    _, _, lengths = _geod(crs).inv(longitude[starts], latitude[starts], longitude[ends], latitude[ends])
-    perimeters = np.zeros(len(polygons))
-    np.add.at(perimeters, owner[ring_index[starts]], lengths)
-    return perimeters
+        return _sums(owner, shapely.length(rings))
+    coordinates, ring = shapely.get_coordinates(rings, return_index=True)
+    start = np.flatnonzero(ring[1:] == ring[:-1])
+    _, _, lengths = _geod(crs).inv(*coordinates[start].T, *coordinates[start + 1].T)
+    return _sums(owner[ring[start]], lengths)
+
+
+def to_geographic_rings(rings: Rings, crs: pyproj.CRS | None) -> Rings:
+    """Longitudes and latitudes of rings, in degrees; the same rings where `crs` is neither geographic nor projected."""
+    return shapely.transform(rings, to_geographic(crs).transform, interleaved=False) if _is_on_earth(crs) else rings
+
+
+def _sums(number: Ints, values: Doubles) -> Doubles:
+    """Sum of the values of each number from 0 to the highest, added in their order."""
+    return np.asarray(np.bincount(number, values), np.float64)
 
 
 def _is_on_earth(crs: pyproj.CRS | None) -> TypeGuard[pyproj.CRS]:
@@ -166,8 +173,8 @@ def _geod(crs: pyproj.CRS) -> pyproj.Geod:
     return crs.get_geod() or pyproj.Geod(ellps="WGS84")
 
 
-def _to_coordinates(polygons: Polygons, transform: Affine) -> Polygons:
+def _to_coordinates(rings: Rings, transform: Affine) -> Rings:
     def georeference(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
         return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
 
-    return np.asarray(shapely.transform(polygons, georeference, interleaved=False))
+    return np.asarray(shapely.transform(rings, georeference, interleaved=False))

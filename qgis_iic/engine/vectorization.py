@@ -33,7 +33,7 @@ _PIXELS_AT_ONCE = 1_000_000
 
 _ROW_BIT, _COLUMN_BIT = 32, 4
 """A corner is one int64: from these bits up row and column of the vertex, in working pixels of the whole raster, below
-them which of the four pixels around it are of its component. So corners rise by rows, and from left to right in them."""
+them which of the four pixels around it are of its component. So corners rise by rows, and in these by columns."""
 
 _NORTH_WEST, _SOUTH_WEST, _NORTH_EAST, _SOUTH_EAST = 1, 2, 4, 8
 """Bits of the four pixels around a vertex. Of two that touch there, the one with the lower bit is on the left."""
@@ -200,7 +200,7 @@ def _cut(mask: Mask, planes: Planes, col: int, row: int, smallest: float) -> tup
     kept = np.concatenate([numbers, np.flatnonzero(reaches)])
     rank = np.zeros(count + 1, np.int32)  # from 1 up, those that are complete first
     rank[kept] = np.arange(1, len(kept) + 1)
-    votes, probability = _sums(rank[labels[1:, 1:-1]], planes, len(kept))
+    votes, probability = _sums(rank.take(labels[1:, 1:-1]), planes, len(kept))
     rank = np.where(reaches, rank - np.int32(len(numbers)), np.int32(0))
     above, below = rank[labels[0, 1:-1]], rank[labels[-1, 1:-1]]
     done = len(numbers)
@@ -366,9 +366,10 @@ def _sums(ranks: Labels, planes: Planes, count: int) -> tuple[Ints, NDArray[np.f
         planes: uint8 [3, height, width].
         count: of components.
     """
-    inside = ranks > 0
+    ranks = ranks.ravel()
+    inside = np.flatnonzero(ranks)
     places = ranks[inside].astype(np.int64) - 1
-    clusters = planes[0][inside]
+    clusters, probability = planes[0].ravel()[inside], planes[2].ravel()[inside]
     width = int(clusters.max(initial=0)) + 1
     votes = np.bincount(places * width + clusters, minlength=count * width).reshape(count, width)
-    return votes, np.asarray(np.bincount(places, planes[2][inside], count), np.float64)
+    return votes, np.asarray(np.bincount(places, probability, count), np.float64)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import rasterio.features
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -130,6 +131,49 @@ def test_corner_contact_does_not_connect() -> None:
     clusters = np.array([[1, 0], [0, 1]], np.uint8)
     for cuts in ([], [1]):
         assert len(vectorize(clusters, cuts)) == 2
+
+
+def snakes(height: int, width: int, seed: int) -> np.ndarray:
+    """Buildings that wander down through all rows, meet and part, and enclose ground, among specks of one pixel."""
+    random = np.random.default_rng(seed)
+    clusters = random.choice(np.array([0, 1], np.uint8), (height, width), p=[0.85, 0.15])
+    columns = random.integers(0, width, 4)
+    for row in range(height):
+        for number, col in enumerate(columns):
+            clusters[row, max(0, col - 1) : col + 2] = (1, 3)[number % 2]
+        columns = (columns + random.integers(-1, 2, 4)).clip(0, width - 1)
+    return clusters
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_stays_open_through_many_strips_is_what_gdal_traces(seed: int) -> None:
+    """Joined now and then only: the parts that wait have to fit together whenever that is."""
+    clusters = snakes(300, 40, seed)
+    mask = np.isin(clusters, BUILDINGS).view(np.uint8)
+    expected = [shapely.geometry.shape(shape) for shape, _ in rasterio.features.shapes(mask, mask, connectivity=4)]
+    random = np.random.default_rng(seed)
+    components = vectorize(clusters, random.choice(300, 150, replace=False).tolist())
+    polygons = shapely.normalize([part.polygon for part in components])
+    assert sorted(shapely.to_wkt(polygons)) == sorted(shapely.to_wkt(shapely.normalize(shapely.simplify(expected, 0))))
+    assert outlines(components) == outlines(vectorize(clusters, []))
+
+
+def test_what_is_open_is_not_moved_with_every_strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A road through a thousand strips: with each of them, that would be five hundred times a corner."""
+    moved = []
+    joined = vectorization._joined
+
+    def counting(parts: list[vectorization._Part], smallest: float) -> tuple[Components, vectorization._Part]:
+        moved.append(sum(len(part.corners) for part in parts))
+        return joined(parts, smallest)
+
+    monkeypatch.setattr(vectorization, "_joined", counting)
+    clusters = np.zeros((2000, 12), np.uint8)
+    clusters[:, 2:6] = 1
+    clusters[::2, 6:10] = 1
+    (part,) = vectorize(clusters, list(range(2, 2000, 2)))
+    corners = len(part.polygon.exterior.coords) - 1
+    assert sum(moved) < 10 * corners
 
 
 def test_two_arms_that_meet_below_are_one_building() -> None:
