@@ -39,6 +39,8 @@ _NORTH_WEST, _SOUTH_WEST, _NORTH_EAST, _SOUTH_EAST = 1, 2, 4, 8
 """Bits of the four pixels around a vertex. Of two that touch there, the one with the lower bit is on the left."""
 
 _PIXELS = np.arange(16)
+_LOWEST = np.argmax(_PIXELS[:, None] >> np.arange(4) & 1, axis=1)
+"""Number of the lowest bit that is set."""
 _TOUCHES = np.isin(_PIXELS, [_NORTH_WEST | _SOUTH_EAST, _NORTH_EAST | _SOUTH_WEST])
 _CORNER = np.isin(_PIXELS, [1, 2, 4, 8, 7, 11, 13, 14]) | _TOUCHES
 _DOWN = np.isin(_PIXELS, [_SOUTH_WEST, _SOUTH_EAST, 15 - _SOUTH_WEST, 15 - _SOUTH_EAST])
@@ -241,14 +243,8 @@ def _joined(parts: Sequence[_Part], smallest: float) -> tuple[Components, _Part]
         np.add.at(probability, ranks, part.probability)
     done = len(numbers)
     number = np.where(is_open, rank - done + 1, 0).astype(np.int32)
-    left = _Part(
-        np.zeros_like(number[last]),
-        number[last],
-        corners[waits],
-        number[of_corner[waits]],
-        votes[done:-1],
-        probability[done:-1],
-    )
+    below, above = number[last], np.zeros_like(last)
+    left = _Part(above, below, corners[waits], number[of_corner[waits]], votes[done:-1], probability[done:-1])
     return _components(polygons, votes[:done], probability[:done]), left
 
 
@@ -281,10 +277,9 @@ def _corners(inside: NDArray[np.uint8], labels: Labels, col: int, row: int) -> t
     places, pixels = np.repeat(places, touches + 1), np.repeat(pixels, touches + 1)
     pixels[first] &= -pixels[first]  # the lowest bit
     pixels[first + 1] ^= pixels[first]
-    own = np.array(to)[np.log2(np.maximum(_PIXELS & -_PIXELS, 1)).astype(np.int64)]
     y, x = np.divmod(places, stride)
     corners = (y + row) << _ROW_BIT | (x + col) << _COLUMN_BIT | pixels
-    return corners, labels.ravel()[places + own[pixels]]
+    return corners, labels.ravel()[places + np.array(to)[_LOWEST[pixels]]]
 
 
 def _outlines(corners: Ints, labels: Labels, smallest: float) -> tuple[NDArray[np.object_], Ints]:
