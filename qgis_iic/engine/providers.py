@@ -86,6 +86,8 @@ def bind(model: Path | bytes, provider: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = provider != "directml"
+    # A thread that waits for the others would keep the core that reading and tracing need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with _native_messages(provider != "cpu") as messages:
         if provider in ("cuda", "tensorrt"):
             with redirect_stdout(io.StringIO()):  # it prints what it does not find, which the session then reports
