@@ -31,11 +31,6 @@ class Symmetry:
         turned = torch.rot90(chip, self.quarter_turns, dims=(-2, -1))
         return turned.flip(-1) if self.flip else turned
 
-    def invert(self, chip: Tensor) -> Tensor:
-        """The exact inverse of `apply`."""
-        turned = chip.flip(-1) if self.flip else chip
-        return torch.rot90(turned, -self.quarter_turns, dims=(-2, -1))
-
 
 SYMMETRIES = tuple(Symmetry(turns, flip) for flip in (False, True) for turns in range(4))
 
@@ -45,13 +40,20 @@ def random_symmetries(count: int, random: np.random.Generator) -> list[Symmetry]
 
 
 def apply_each(symmetries: Sequence[Symmetry], chips: Tensor) -> Tensor:
-    """[N, C, side, side], each chip by its own element."""
+    """[N, ..., side, side], each chip by its own element."""
     return torch.stack([symmetry.apply(chip) for symmetry, chip in zip(symmetries, chips, strict=True)])
 
 
 def invert_each(symmetries: Sequence[Symmetry], chips: Tensor) -> Tensor:
-    """Undoes `apply_each`."""
-    return torch.stack([symmetry.invert(chip) for symmetry, chip in zip(symmetries, chips, strict=True)])
+    """Undoes `apply_each` on [N, C, side, side]; the answer is channels-last.
+
+    Each pixel is moved once, with all its channels, to the place that `apply_each` took it from.
+    """
+    pixels = chips.movedim(1, -1)
+    places = torch.arange(pixels[..., 0].numel(), device=chips.device).view(pixels.shape[:-1])
+    origins = apply_each(symmetries, places).flatten()
+    back = torch.empty_like(pixels).flatten(0, 2).index_copy(0, origins, pixels.flatten(0, 2))
+    return back.view(pixels.shape).movedim(-1, 1)
 
 
 def jitter_colours(chips: Tensor, bands: Sequence[str], strength: float, random: np.random.Generator) -> Tensor:
