@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import Any
 
 import torch
@@ -9,6 +11,9 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
 from qgis_iic.protocol.errors import JobInvalid
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Names of glibc's malloc.h."""
 
 
 class _MixedPrecision(MixedPrecision):
@@ -40,9 +45,21 @@ def start(accelerator: str = "cpu", devices: int = 1, precision: str = "32-true"
     except (RuntimeError, ValueError) as error:
         raise JobInvalid(f"Training can't run on {devices} x {accelerator} in {precision}: {error}") from error
     fabric.launch()
+    _keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     return fabric
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc hold what a step frees for the next one.
+
+    Else it gives every large block back to the kernel, which clears each page of it anew in the next step: a fifth of
+    a step on a processor.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def computes_in_bfloat16() -> bool:
