@@ -1,7 +1,8 @@
 """What a training step costs: `make bench`.
 
 Prints a table and writes it as JSON to benchmarks/out/training.json. All rows are of one run, taken in turns, and the
-ratios are what counts: seconds depend on what else the machine does.
+ratios are what counts: seconds depend on what else the machine does. Where the processor computes in bfloat16, that is
+measured too, each step beside convolutions in its own precision.
 
     .venv/engine/bin/python benchmarks/training.py [--rounds 8] [--threads N]
 """
@@ -13,7 +14,8 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 from torch import nn
 
 from qgis_iic.training.config import TrainingConfig, load_config
-from qgis_iic.training.devices import start
+from qgis_iic.training.devices import computes_in_bfloat16, start
 from qgis_iic.training.iic_loss import iic_loss_everywhere
 from qgis_iic.training.imagery import ChipSampler, Scene
 from qgis_iic.training.network import STRIDE, upsample
@@ -40,10 +42,17 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     config = load_config(PROJECT / "models" / "iic_rgb.toml")
-    trainer, sampler = prepared(config)
-    seconds = measured(
-        {"step": lambda: trainer.advance(sampler), "convolutions alone": convolutions(trainer)}, arguments.rounds
-    )
+    precisions = ["32-true", "bf16-mixed"] if computes_in_bfloat16() else ["32-true"]
+    trainers, sampler = prepared(config, precisions)
+    tasks: dict[str, Callable[[], object]] = {}
+    for precision, trainer in trainers.items():
+        tasks[f"step, {precision}"] = partial(trainer.advance, sampler)
+        tasks[f"convolutions alone, {precision}"] = convolutions(trainer)
+    seconds = measured(tasks, arguments.rounds)
+    ratios = {
+        precision: seconds[f"step, {precision}"] / seconds[f"convolutions alone, {precision}"]
+        for precision in precisions
+    }
     record = {
         "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
@@ -51,8 +60,8 @@ def main() -> None:
         "chip_size": config.optimisation.chip_size,
         "width": config.network.width,
         "seconds": seconds,
-        "step_to_convolutions": seconds["step"] / seconds["convolutions alone"],
-        "half_resolution_difference": resolution_difference(trainer, sampler),
+        "step_to_convolutions": ratios,
+        "half_resolution_difference": resolution_difference(trainers["32-true"], sampler),
     }
     OUTPUT.parent.mkdir(exist_ok=True)
     OUTPUT.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -61,19 +70,20 @@ def main() -> None:
     print("\n| what | value |\n|---|---|")
     for name, value in seconds.items():
         print(f"| {name}, median of {arguments.rounds} | {value:.2f} s |")
-    print(f"| step / convolutions alone | {record['step_to_convolutions']:.2f} |")
+    for precision, ratio in ratios.items():
+        print(f"| step / convolutions alone, {precision} | {ratio:.2f} |")
     print(f"| loss at half resolution against full, relative | {record['half_resolution_difference']:.1%} |")
 
 
-def prepared(config: TrainingConfig) -> tuple[Trainer, ChipSampler]:
-    """A new trainer, and chips of a scene of coloured blocks and noise."""
+def prepared(config: TrainingConfig, precisions: Sequence[str]) -> tuple[dict[str, Trainer], ChipSampler]:
+    """A new trainer in each precision, and chips of a scene of coloured blocks and noise."""
     random = np.random.default_rng(0)
     blocks = random.integers(40, 220, (len(config.bands), SIDE // 32, SIDE // 32)).repeat(32, axis=1).repeat(32, axis=2)
     values = (blocks + random.normal(0, 10, blocks.shape)).clip(1, 255).astype(np.float16)
     everywhere = np.ones((SIDE, SIDE), np.bool_)
     sampler = ChipSampler([Scene(values, everywhere, everywhere, 1.0)], config.optimisation.chip_size, 0.5)
     moments = tuple(tuple(map(float, moment)) for moment in (values.mean((1, 2), float), values.std((1, 2), float)))
-    return new_trainer(start(accelerator="cpu"), config, moments), sampler
+    return {each: new_trainer(start("cpu", precision=each), config, moments) for each in precisions}, sampler
 
 
 def convolutions(trainer: Trainer) -> Callable[[], None]:
@@ -85,7 +95,8 @@ def convolutions(trainer: Trainer) -> Callable[[], None]:
     image = image.contiguous(memory_format=torch.channels_last)
 
     def run() -> None:
-        answer = alone(image)
+        with trainer.fabric.autocast():
+            answer = alone(image)
         answer.backward(torch.ones_like(answer))
 
     return run

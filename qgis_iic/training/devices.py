@@ -54,8 +54,7 @@ def start(accelerator: str = "cpu", devices: int = 1, precision: str = "32-true"
 def _keep_freed_memory() -> None:
     """Has glibc hold what a step frees for the next one.
 
-    Else it gives every large block back to the kernel, which clears each page of it anew in the next step: a fifth of
-    a step on a processor.
+    Else it gives every large block back to the kernel, which clears each page of it anew in the next step.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(M_MMAP_MAX, 0)
