@@ -75,16 +75,24 @@ def trunk_features(model: onnx.ModelProto, metadata: ModelMetadata) -> Features 
     """
     if not any(FEATURES in node.output for node in model.graph.node):
         return None
-    mean = np.asarray(metadata.mean, np.float32)[:, None, None]
 
     def compute(region: Region) -> Floats:
-        image = np.where(region.valid, region.values, mean)
-        height, width = region.valid.shape
-        padded = np.pad(image, ((0, 0), (0, height % STRIDE), (0, width % STRIDE)), mode="edge")
-        features: Floats = run_inner(model, FEATURES, padded[None])[0]
+        features: Floats = run_inner(model, FEATURES, network_image(region, metadata))[0]
         return features
 
     return Features("features of the IIC trunk", compute, STRIDE)
+
+
+def network_image(region: Region, metadata: ModelMetadata) -> Floats:
+    """What a graph takes, raw values with the mean where there is no data, filled up to multiples of the stride.
+
+    Returns:
+        float32 [1, bands, H, W].
+    """
+    mean = np.asarray(metadata.mean, np.float32)[:, None, None]
+    image = np.where(region.valid, region.values, mean)
+    height, width = region.valid.shape
+    return np.pad(image, ((0, 0), (0, height % STRIDE), (0, width % STRIDE)), mode="edge")[None]
 
 
 def random_network(metadata: ModelMetadata, regions: Sequence[Region], seed: int) -> Features:

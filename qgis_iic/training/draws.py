@@ -95,6 +95,11 @@ def _features(labels: Sequence[Labels]) -> Units:
     return Units("features", planes, groups)
 
 
+def draw_each(regions: Sequence[Region], draws: Draws) -> list[list[Labels]]:
+    """The labels of every draw, the number of the draw being its seed; raises as `draw_labels`."""
+    return [draw_labels(regions, draws, seed) for seed in range(draws.count)]
+
+
 def draw_labels(regions: Sequence[Region], draws: Draws, seed: int) -> list[Labels]:
     """The regions' labels with all but some random tiles, or features where they are scattered, made unlabelled.
 

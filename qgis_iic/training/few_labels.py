@@ -102,7 +102,7 @@ def _train(
     network = read_network(model, metadata)
     random = np.random.default_rng(seed)
     blocks = [block for source in sources for block in read_blocks(source, metadata, random)]
-    steps = fine_tune(network, blocks, metadata, minutes, from_scratch, seed)
+    steps = fine_tune(network, blocks, metadata, minutes, from_scratch=from_scratch, seed=seed)
     write_model(*build_tuned_model(network, model, metadata, sources), written)
     return steps
 

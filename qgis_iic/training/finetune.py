@@ -10,7 +10,7 @@ the network to its own moving average, the teacher (Tarvainen & Valpola 2017, Me
 q is what the teacher says of a chip as it is, p what the network says of it turned and in other light, and IIC is
 between the clusters that the two give it, both heads. Without it the network goes on to learn these few labels by
 heart. The factor r rises from 0 to 1, since a teacher has nothing to teach at first. The learning rate falls to zero
-within the given time, so that the last step is the model: no label is held back.
+within the given time or steps, so that the last step is the model: no label is held back.
 
 A probe for a first head would do better at the first step and worse at the last: it leans on what tells these few
 labels apart at once, and the trunk then learns to go on with that.
@@ -153,6 +153,7 @@ def fine_tune(
     blocks: Sequence[Block],
     metadata: ModelMetadata,
     minutes: float,
+    steps: float = math.inf,
     from_scratch: bool = False,
     seed: int = 0,
     report: Report = lambda step, measures: None,
@@ -163,7 +164,7 @@ def fine_tune(
         network: of a model.
         blocks: ground with labels and without.
         metadata: of the model.
-        minutes: of training.
+        minutes, steps: of training, whichever end first; infinite minutes leave it to the steps.
         from_scratch: draws random weights first and learns from the labels alone, for comparison.
         seed: of chips, views and displacements.
         report: called after every step with its number, `loss`, `iou` (of the latest batches' labels) and
@@ -188,7 +189,7 @@ def fine_tune(
     step, iou = 0, math.nan
     network.train()
     begun = time.monotonic()
-    while (done := (time.monotonic() - begun) / (60 * minutes)) < 1:
+    while (done := max(step / steps, (time.monotonic() - begun) / (60 * minutes))) < 1:
         optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * done)) / 2
         with_unlabelled = unlabelled is not None and done > RAMP / 2
         loss, found = _loss(

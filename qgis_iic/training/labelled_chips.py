@@ -76,7 +76,7 @@ def read_blocks(source: RegionSource, metadata: ModelMetadata, random: np.random
 
 
 def _read_block(made: Plan, labels: Labels, core: Window, halo: int) -> Block:
-    """A core with its rim; ground smaller than a chip is filled up with pixels without data."""
+    """A core with its rim."""
     grid, rim = made.reader.grid, CHIP_SIZE // 2
     window = Window.spanning(
         max(0, core.col - rim),
@@ -84,16 +84,21 @@ def _read_block(made: Plan, labels: Labels, core: Window, halo: int) -> Block:
         min(grid.width, core.col_stop + rim),
         min(grid.height, core.row_stop + rim),
     )
-    height, width = max(CHIP_SIZE, window.height), max(CHIP_SIZE, window.width)
-    rows, cols = slice(0, window.height), slice(0, window.width)
-    values = np.zeros((len(made.reader.bands), height, width), np.float16)
-    valid = np.zeros((height, width), np.bool_)
-    values[:, rows, cols], valid[rows, cols] = made.reader.read(window)
-    values *= valid
-    known = np.full((height, width), UNLABELLED, np.uint8)
-    known[rows, cols] = _cut(labels, made.window, window)
-    known[~valid] = UNLABELLED
-    return Block(Scene(values, valid, usable_ground(valid, halo), 1.0), known, core.slices_in(window))
+    values, valid = made.reader.read(window)
+    return make_block(values, valid, _cut(labels, made.window, window), core.slices_in(window), halo)
+
+
+def make_block(
+    values: NDArray[np.float32], valid: NDArray[np.bool_], labels: Labels, core: tuple[slice, slice], halo: int
+) -> Block:
+    """A block of raw `values` [bands, H, W]; ground smaller than a chip is filled up with pixels without data."""
+    fill = [(0, max(0, CHIP_SIZE - side)) for side in valid.shape]
+    known = np.where(valid, labels, UNLABELLED).astype(np.uint8)
+    whole = np.pad(valid, fill)
+    scene = Scene(
+        np.pad(np.where(valid, values, 0).astype(np.float16), [(0, 0), *fill]), whole, usable_ground(whole, halo), 1.0
+    )
+    return Block(scene, np.pad(known, fill, constant_values=UNLABELLED), core)
 
 
 def _cut(labels: Labels, window: Window, wanted: Window) -> Labels:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -161,13 +162,20 @@ def test_training_lowers_the_loss(
         read_blocks(source, metadata, random()),
         metadata,
         MINUTES,
-        from_scratch,
+        from_scratch=from_scratch,
         report=lambda step, measures: seen.append(measures),
     )
     assert steps == len(seen) == STEPS
     assert seen[-1]["loss"] < seen[0]["loss"]
     assert 0 <= seen[-1]["seconds_left"] <= 60 * MINUTES
     assert not network.training
+
+
+def test_steps_may_end_it_instead(model: Path, source: RegionSource, metadata: ModelMetadata) -> None:
+    network = read_network(read_model(model)[0], metadata)
+    blocks = read_blocks(source, metadata, random())
+    assert fine_tune(network, blocks, metadata, math.inf, steps=3) == 3
+    assert fine_tune(network, blocks, metadata, MINUTES / 60, steps=3) == 1
 
 
 def test_the_result_is_an_ordinary_model(model: Path, source: RegionSource, tmp_path: Path) -> None:
