@@ -29,6 +29,12 @@ def _known_suffixes(_: click.Context, __: click.Parameter, paths: tuple[Path, ..
 @click.option("--match-labels", type=PATH, help="Its labels.  [default: only the mapping of MODEL is scored]")
 @click.option("--match-area", type=PATH, help="Polygons within which those footprints are complete.")
 @click.option(
+    "--supervised",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="Also train a network of MODEL's architecture from random weights with the labels to match on, so many steps.",
+)
+@click.option(
     "--report",
     "reports",
     type=PATH,
@@ -49,6 +55,7 @@ def command(
     match_imagery: Path | None,
     match_labels: Path | None,
     match_area: Path | None,
+    supervised: int | None,
     reports: tuple[Path, ...],
     record: bool,
     card: Path | None,
@@ -61,6 +68,8 @@ def command(
 
     Objects are the 4-connected components of building pixels, of 20 pixels at least; one is found where its IoU with a
     footprint is at least 0.5.
+
+    --supervised trains a network for each draw and one with all labels, hence six for each place to match on.
 
     A report also holds confusion counts and a table of the clusters for each place; in Markdown and HTML the best, the
     median and the worst tile of each place are shown. The pictures of NAME.md lie in NAME_pictures.
@@ -84,8 +93,13 @@ def command(
     else:
         raise click.UsageError("Name --places, or --imagery and --labels.")
 
+    if supervised and not any(place.match for place in protocol.places):
+        raise click.UsageError("--supervised needs labels to match on.")
+
     proto, metadata = read_model(model)
-    benchmark = run_benchmark(model, protocol, lambda text: click.echo(text, file=sys.stderr))
+    benchmark = run_benchmark(
+        model, protocol, lambda text: click.echo(text, file=sys.stderr), supervised_steps=supervised
+    )
     click.echo(to_markdown(figure_blocks(benchmark.figures)))
     for report in reports:
         write_report(report, f"Evaluation of {model.name}", benchmark.figures, benchmark.examples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from qgis_iic.training.baselines import trunk_features
 from qgis_iic.training.evaluation import FILE, Setting, evaluate
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.pictures import Example, choose_examples
-from qgis_iic.training.places import Protocol
+from qgis_iic.training.places import Place, Protocol
 from qgis_iic.training.regions import Region, RegionSource, read_region
+from qgis_iic.training.supervised import Supervised, train_supervised
 
 Tell = Callable[[str], None]
 
@@ -24,8 +26,9 @@ class Benchmark:
     """What a model was found to be worth.
 
     Attributes:
-        figures: plain data: `draws`, `note`, and `settings` as `evaluation.evaluate` gives them. Each also says its
-            `kind`: `own` where a place is matched on its own ground, `cross` where on another's.
+        figures: plain data: `draws`, `note`, `supervised_steps` (None without such a network), and `settings` as
+            `evaluation.evaluate` gives them. Each also says its `kind`: `own` where a place is matched on its own
+            ground, `cross` where on another's.
         examples: pictures of the settings of kind `own`, by name: of the mapping for IoU from all labels, or of the
             file's own where there are none to match on.
     """
@@ -34,11 +37,25 @@ class Benchmark:
     examples: dict[str, list[Example]]
 
 
-def run_benchmark(model: Path, protocol: Protocol, tell: Tell = lambda text: None, baselines: bool = True) -> Benchmark:
+def run_benchmark(
+    model: Path,
+    protocol: Protocol,
+    tell: Tell = lambda text: None,
+    baselines: bool = True,
+    supervised_steps: int | None = None,
+) -> Benchmark:
     """Scores a model file by a protocol, beside the baselines or, where models are compared, for itself.
 
+    Args:
+        model: file.
+        protocol: what is matched on and scored on.
+        tell: told what is being done.
+        baselines: whether they are scored as well.
+        supervised_steps: of the supervised network, which is trained for each draw and is slow; None leaves it out.
+
     Raises:
-        IicError: see `model_file.read_model`, `regions.read_region` and `evaluation.evaluate`.
+        IicError: see `model_file.read_model`, `regions.read_region`, `evaluation.evaluate` and
+            `supervised.train_supervised`.
     """
     proto, metadata = read_model(model)
     trunk = trunk_features(proto, metadata) if baselines else None
@@ -47,6 +64,14 @@ def run_benchmark(model: Path, protocol: Protocol, tell: Tell = lambda text: Non
         for source in (*place.match, *place.score):
             tell(f"Network on {source.imagery}")
             regions[source] = read_region(source, model, metadata)
+
+    @cache  # the settings that match on the same place share its networks
+    def supervised(place: Place) -> Supervised | None:
+        if supervised_steps is None or not place.match:
+            return None
+        match = [regions[source] for source in place.match]
+        return train_supervised(proto, metadata, match, protocol.draws, supervised_steps, tell)
+
     settings = []
     examples: dict[str, list[Example]] = {}
     for name, origin, target in protocol.settings():
@@ -55,10 +80,16 @@ def run_benchmark(model: Path, protocol: Protocol, tell: Tell = lambda text: Non
         kind = "own" if origin is target else "cross"
         # The file's own mapping and head may have seen labels of what is scored: no business of a cross setting.
         known = metadata if kind == "own" else replace(metadata, building_clusters=None, decision="clusters")
-        found = evaluate(setting, known, protocol.draws, tell, trunk, baselines)
+        found = evaluate(setting, known, protocol.draws, tell, trunk, baselines, supervised(origin))
         settings.append({**found, "kind": kind})
         if kind == "own":
             mapping = found["mappings"]["iou" if setting.match else FILE]["building_clusters"]
             masks = [np.isin(region.clusters, mapping) for region in setting.score]
             examples[name] = choose_examples(setting.score, masks)
-    return Benchmark({"draws": asdict(protocol.draws), "note": protocol.note, "settings": settings}, examples)
+    figures = {
+        "draws": asdict(protocol.draws),
+        "note": protocol.note,
+        "supervised_steps": supervised_steps,
+        "settings": settings,
+    }
+    return Benchmark(figures, examples)

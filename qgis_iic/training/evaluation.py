@@ -24,15 +24,20 @@ from qgis_iic.training.baselines import (
     LinearClassifier,
     random_network,
 )
-from qgis_iic.training.draws import draw_labels
-from qgis_iic.training.labels import BACKGROUND, BUILDING, Labels
+from qgis_iic.training.draws import draw_each
+from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
 from qgis_iic.training.matching import Objective, Support, best_clusters, check_support, total_support
 from qgis_iic.training.places import Draws
 from qgis_iic.training.regions import Region
+from qgis_iic.training.supervised import Supervised
 
 OBJECTIVES: tuple[Objective, ...] = ("iou", "accuracy")
 FILE = "file"
 """Name of the mapping in the model's metadata, among those of `evaluate`."""
+OVER_CLUSTERING = "IIC over-clustering head"
+SUPERVISED = "supervised network"
+ALL_LABELS = ", all labels"
+"""Ends the name of a method that gets them instead of the drawn ones."""
 
 Prediction = NDArray[np.bool_]
 
@@ -113,6 +118,7 @@ def evaluate(
     advance: Callable[[str], None] = lambda method: None,
     trunk: Features | None = None,
     baselines: bool = True,
+    supervised: Supervised | None = None,
 ) -> dict[str, Any]:
     """All rows of a setting's table, as plain data.
 
@@ -123,9 +129,11 @@ def evaluate(
         advance: called with the name of each method that is done.
         trunk: features of the model itself, for a linear classifier on them.
         baselines: whether there are rows for them.
+        supervised: trained on the regions to match on, by the same draws; where there are such regions.
 
     Returns:
-        The setting's name, its share of buildings and labelled pixels, and
+        The setting's name, its share of buildings and labelled pixels, the `drawn_share` of the labelled pixels to
+        match on that a draw holds (None without any), and
 
         - `rows`: method, objective, and for each measure [mean, standard deviation over the draws];
         - `mappings`: `iou` and `accuracy`, from all labels of the regions to match on, and `file`, the model's own,
@@ -151,18 +159,24 @@ def evaluate(
         _row("all background", "", [ground.measures(nothing)]),
         *_undrawn_rows(setting, metadata, found, ground),
     ]
+    drawn = draw_each(setting.match, draws) if setting.match else []
     if setting.match:
-        drawn = [draw_labels(setting.match, draws, seed) for seed in range(draws.count)]
         for planes in _clusterings(setting, metadata, baselines):
             rows += _matched_rows(planes, drawn, ground)
             advance(planes.name)
         for features in (*((PIXELS, MULTISCALE) if baselines else ()), *([] if trunk is None else [trunk])):
             rows.append(_linear_row(features, setting, drawn, ground))
             advance(features.name)
+    if supervised is not None:
+        by_all = [supervised.all_labels.predict(region) for region in setting.score]
+        by_drawn = [[network.predict(region) for region in setting.score] for network in supervised.drawn]
+        rows.append(_row(SUPERVISED + ALL_LABELS, "", [ground.measures(by_all)]))
+        rows.append(_row(SUPERVISED, "", [ground.measures(found) for found in by_drawn]))
     return {
         "name": setting.name,
         "building_share": background.false_negative / labelled,
         "labelled_pixels": labelled,
+        "drawn_share": _drawn_share(setting.match, drawn),
         "rows": rows,
         "mappings": {
             name: {"building_clusters": list(chosen), "confusion": asdict(ground.confusion(found[name]))}
@@ -170,6 +184,13 @@ def evaluate(
         },
         "clusters": cluster_table(setting.match or setting.score, metadata.clusters, mappings),
     }
+
+
+def _drawn_share(regions: Sequence[Region], drawn: Sequence[Sequence[Labels]]) -> float | None:
+    if not drawn:
+        return None
+    known = [sum(int((plane != UNLABELLED).sum()) for plane in labels) for labels in drawn]
+    return float(np.mean(known)) / sum(int((region.labels != UNLABELLED).sum()) for region in regions)
 
 
 def _undrawn_rows(
@@ -183,7 +204,7 @@ def _undrawn_rows(
         yield _row("building head of the file", "", [ground.measures(by_head)])
     for objective in OBJECTIVES:
         if objective in found:
-            head = f"IIC over-clustering head ({metadata.clusters}), all labels"
+            head = f"{OVER_CLUSTERING} ({metadata.clusters}){ALL_LABELS}"
             yield _row(head, objective, [ground.measures(found[objective])])
 
 
@@ -240,7 +261,7 @@ class _Clustering:
 
 def _clusterings(setting: Setting, metadata: ModelMetadata, baselines: bool) -> Iterator[_Clustering]:
     yield _Clustering(
-        f"IIC over-clustering head ({metadata.clusters})",
+        f"{OVER_CLUSTERING} ({metadata.clusters})",
         metadata.clusters,
         [region.clusters for region in setting.match],
         [region.clusters for region in setting.score],
@@ -324,3 +345,22 @@ def mean_over(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         rows.append({**row, "measures": measures})
     return rows
+
+
+def supervised_gap(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """By how much the over-clustering head stays behind the supervised network, each with the drawn labels.
+
+    Returns:
+        `building_iou` and `accuracy`: differences of the means, the head being matched for that measure; empty where
+        no row is of a supervised network.
+    """
+    supervised = next((row["measures"] for row in rows if row["method"] == SUPERVISED), None)
+    if supervised is None:
+        return {}
+    heads = (row for row in rows if row["method"].startswith(OVER_CLUSTERING))
+    return {
+        name: supervised[name][0] - row["measures"][name][0]
+        for row in heads
+        if not row["method"].endswith(ALL_LABELS)
+        for name in [{"iou": "building_iou", "accuracy": "accuracy"}[row["objective"]]]
+    }

@@ -214,7 +214,9 @@ def _regenerate(metadata: ModelMetadata, file_name: str, copies: Sequence[Copy])
     if metadata.building_clusters is not None:
         commands.append(f"iic match {model} {_how_matched(metadata)} --output {model}")
     if metadata.metrics:
-        commands.append(f"iic evaluate {model} --places models/places.toml --record {card}")
+        steps = metadata.metrics.get("supervised_steps")
+        supervised = f" --supervised {steps}" if steps else ""
+        commands.append(f"iic evaluate {model} --places models/places.toml{supervised} --record {card}")
     for copy in copies:
         kind, grounds = copy.precision["kind"], copy.precision["places"]
         labelled = any("iou" in place for place in grounds)

@@ -10,7 +10,7 @@ from typing import Any
 
 from qgis_iic.protocol.errors import OutputNotWritable
 from qgis_iic.training.document import Block, Heading, Paragraph, Picture, Table, png, to_html, to_markdown
-from qgis_iic.training.evaluation import mean_over
+from qgis_iic.training.evaluation import mean_over, supervised_gap
 from qgis_iic.training.pictures import LEGEND, Example
 
 COLUMNS = {
@@ -87,19 +87,41 @@ def _summary_blocks(figures: dict[str, Any]) -> list[Block]:
         f"not matched on. All methods get the same tiles. {figures['note']}"
     )
     blocks: list[Block] = [Heading(2, "Figures"), Paragraph(text.rstrip())]
+    if steps := figures.get("supervised_steps"):
+        blocks.append(
+            Paragraph(
+                f"The supervised network has the architecture of the model, random weights to begin with, and {steps} "
+                "steps of training on these labels alone."
+            )
+        )
     for kind, ground in (("own", "other ground of the same place"), ("cross", "another place")):
         settings = [setting for setting in figures["settings"] if setting["kind"] == kind]
         if len(settings) > 1:
-            blocks += [Heading(3, f"Mean over places, matched on {ground}"), _rows(mean_over(settings))]
+            blocks += [Heading(3, f"Mean over places, matched on {ground}"), *_row_blocks(mean_over(settings))]
     return blocks
 
 
 def _setting_blocks(setting: dict[str, Any]) -> list[Block]:
     share = f"{100 * setting['building_share']:.1f} % of {setting['labelled_pixels']} labelled pixels are building."
-    return [Heading(3, setting["name"]), Paragraph(share), _rows(setting["rows"])]
+    if drawn := setting.get("drawn_share"):
+        share += f" A draw holds {100 * drawn:.1f} % of the labelled pixels to match on."
+    return [Heading(3, setting["name"]), Paragraph(share), *_row_blocks(setting["rows"])]
 
 
-def _rows(rows: Sequence[dict[str, Any]]) -> Table:
+def _row_blocks(rows: Sequence[dict[str, Any]]) -> list[Block]:
+    """The table, and how far IIC is from the supervised network where there is one."""
+    gap = supervised_gap(rows)
+    if not gap:
+        return [_table(rows)]
+    text = (
+        "Gap of the IIC over-clustering head to the supervised network, each with the drawn tiles: "
+        f"{gap['building_iou']:.3f} in building IoU (matched by iou), {gap['accuracy']:.3f} in accuracy (matched by "
+        "accuracy)."
+    )
+    return [_table(rows), Paragraph(text)]
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = {name: text for name, text in COLUMNS.items() if name in rows[0]["measures"]}  # older files hold fewer
     return Table(
         ("method", "matched by", *columns.values()),

@@ -104,6 +104,16 @@ def test_a_report_that_can_not_be_written_is_named(folder: Path) -> None:
     assert "output-not-writable" in output
 
 
+def test_the_supervised_network_takes_labels_and_a_model_that_can_be_trained(folder: Path) -> None:
+    status, output = evaluate(folder, *scored(folder), "--supervised", 1)
+    assert status == 2
+    assert "labels to match on" in output
+    match = ("--match-imagery", folder / "here" / "scene.tif", "--match-labels", folder / "here" / "labels.tif")
+    status, output = evaluate(folder, *scored(folder), *match, "--supervised", 1)
+    assert status == 21
+    assert "can't be trained on" in output
+
+
 def test_what_to_score_on_must_be_named(folder: Path) -> None:
     assert evaluate(folder)[0] == 2
     status, output = evaluate(folder, "--places", folder / "none.toml")

@@ -23,6 +23,17 @@ score = [{ imagery = "scene.tif", labels = "labels.tif", window = [200, 0, 200, 
 """
 
 
+ROW = {"method": "supervised network", "objective": "", "draws": 1, "measures": {"accuracy": [0.875, 0.0]}}
+SETTING = {"name": "Village", "kind": "own", "building_share": 0.2, "labelled_pixels": 10, "rows": [ROW]}
+FIGURES = {
+    "draws": {"count": 1, "tiles": 50, "tile_size": 64},
+    "note": "",
+    "supervised_steps": 30,
+    "settings": [SETTING],
+}
+"""As `iic evaluate --supervised 30 --record` stores them, cut down to a row."""
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """Of an untrained network, beside a village with its labels."""
@@ -30,7 +41,13 @@ def model(tmp_path: Path) -> Path:
     (tmp_path / "places.toml").write_text(PLACES, encoding="utf-8")
     proto = build_model(untrained_network("plain"), ((100.0,) * 3, (50.0,) * 3))
     facts = metadata(
-        clusters=7, building_clusters=(1, 4), tile_size=128, halo=20, stride=2, weights_sha256=weights_checksum(proto)
+        clusters=7,
+        building_clusters=(1, 4),
+        tile_size=128,
+        halo=20,
+        stride=2,
+        weights_sha256=weights_checksum(proto),
+        metrics=FIGURES,
     )
     write_model(proto, facts, tmp_path / "m.onnx")
     return tmp_path / "m.onnx"
@@ -59,6 +76,8 @@ def test_a_copy_is_made_and_used(model: Path, monkeypatch: pytest.MonkeyPatch) -
     card = (folder / "m.md").read_text(encoding="utf-8")
     assert "| `m.int8.onnx` | " in card
     assert "| `m.fp16.onnx` | " in card
+    assert "| supervised network |  | 0.875 |" in card
+    assert "--supervised 30 --record" in card
 
     matched = invoke("match", model, "--building", "1", "--output", model)
     assert matched.exit_code == 0, matched.output

@@ -19,11 +19,20 @@ from qgis_iic.training.baselines import (
     trunk_features,
 )
 from qgis_iic.training.draws import draw_labels
-from qgis_iic.training.evaluation import Confusion, Setting, cluster_table, confusion, evaluate, mean_over
+from qgis_iic.training.evaluation import (
+    Confusion,
+    Setting,
+    cluster_table,
+    confusion,
+    evaluate,
+    mean_over,
+    supervised_gap,
+)
 from qgis_iic.training.export import build_model
 from qgis_iic.training.network import IICNetwork
 from qgis_iic.training.places import Draws
 from qgis_iic.training.regions import Region, RegionSource
+from qgis_iic.training.supervised import Supervised
 from tests.onnx_models import metadata
 from tests.training.scenes import village
 
@@ -214,6 +223,34 @@ def test_the_mean_over_places_is_taken_row_by_row() -> None:
 
     (mean,) = mean_over([table(0.6, 0.01), table(0.8, 0.03)])
     assert mean["measures"]["accuracy"] == pytest.approx([0.7, 0.02])
+
+
+class Answering:
+    """A network that is right but for the first columns."""
+
+    def __init__(self, wrong: int) -> None:
+        self._wrong = wrong
+
+    def predict(self, plain: Region) -> np.ndarray:
+        return (plain.labels == 1) ^ (np.arange(plain.labels.shape[1]) < self._wrong)
+
+
+def test_the_supervised_network_is_scored_by_draw_and_by_all_labels() -> None:
+    networks = Supervised([Answering(0), Answering(32)], Answering(64))  # type: ignore[arg-type, list-item]
+    setting = Setting("easy", [region(0)], [region(1)])
+    found = evaluate(setting, MODEL, DRAWS, baselines=False, supervised=networks)
+    assert row(found, "supervised network")["accuracy"] == pytest.approx([1 - 0.25 / 2, 0.25 / 2])
+    assert row(found, "supervised network, all labels")["accuracy"] == [0.5, 0]
+    clusters = row(found, "IIC over-clustering head (4)", "iou")
+    gap = supervised_gap(found["rows"])
+    assert gap["building_iou"] == row(found, "supervised network")["building_iou"][0] - clusters["building_iou"][0]
+    assert gap["accuracy"] == pytest.approx(1 - 0.25 / 2 - 1)
+    assert supervised_gap(evaluate(setting, MODEL, DRAWS, baselines=False)["rows"]) == {}
+
+
+def test_the_share_of_the_labels_that_a_draw_holds() -> None:
+    assert evaluate(Setting("easy", [region(0)], [region(1)]), MODEL, DRAWS, baselines=False)["drawn_share"] == 4 / 16
+    assert evaluate(Setting("own", [], [region()]), MODEL, DRAWS)["drawn_share"] is None
 
 
 def test_multiscale_features_ignore_what_has_no_data() -> None:

@@ -11,6 +11,7 @@ from shapely import Geometry, box, union_all
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
 from qgis_iic.training.benchmark import run_benchmark
+from qgis_iic.training.evaluation import supervised_gap
 from qgis_iic.training.export import export
 from qgis_iic.training.matching import match
 from qgis_iic.training.model_card import model_card, read_copies
@@ -133,7 +134,8 @@ def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) ->
     protocol = load_protocol(places)
     match(model, [source for place in protocol.places for source in place.match], "iou", model)
     _, matched = read_model(model)
-    benchmark = run_benchmark(model, protocol)
+    told: list[str] = []
+    benchmark = run_benchmark(model, protocol, told.append, supervised_steps=2)
     figures = benchmark.figures
     assert [(setting["name"], setting["kind"]) for setting in figures["settings"]] == [
         ("Left", "own"),
@@ -151,6 +153,9 @@ def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) ->
         ["accuracy", "iou"],
     ]
 
+    assert told.count("supervised network, all labels") == 2  # the cross setting has the networks of its origin
+    assert all({"supervised network", "supervised network, all labels"} <= found for found in methods)
+
     card = model_card(replace(matched, metrics=figures), model.name)
     assert card.startswith("# tiny\n")
     for fact in (
@@ -162,8 +167,12 @@ def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) ->
         "- Made for the tests.",
         "2 draws",
         "iic train models/tiny.toml",
+        "iic evaluate models/tiny.onnx --places models/places.toml --supervised 2 --record",
+        "and 2 steps of training on these labels alone",
     ):
         assert fact in card
+    gap = supervised_gap(figures["settings"][0]["rows"])
+    assert f"{gap['building_iou']:.3f} in building IoU (matched by iou), {gap['accuracy']:.3f} in accuracy" in card
     figure = figures["settings"][0]["rows"][0]["measures"]["accuracy"][0]
     assert f"| all background |  | {figure:.3f} |" in card
     widths = {line.count(" | ") for line in card.splitlines() if line.startswith("| all background")}
