@@ -1,7 +1,7 @@
 """What labels are worth without IIC: the model's architecture from random weights, trained on labelled pixels alone.
 
 It gets the labels that all other methods get, and a number of steps rather than a time, so that the figures do not
-depend on the machine. Loss, augmentation and rate are those of `finetune`.
+depend on how fast the machine is. Loss, augmentation and rate are those of `finetune`.
 """
 
 from __future__ import annotations
