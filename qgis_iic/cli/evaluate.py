@@ -69,8 +69,9 @@ def command(
     Objects are the 4-connected components of building pixels, of 20 pixels at least; one is found where its IoU with a
     footprint is at least 0.5.
 
-    --supervised trains a network for each draw and one with all labels, hence six for each place to match on. On two
-    cores 150 steps of iic_rgb take half a minute or more, and models/places.toml asks for 24 networks.
+    --supervised trains a network for each draw and one with all labels, hence six for each place to match on. With
+    too few steps it looks worse than it is. On two cores 500 steps of iic_rgb take a minute or more, and
+    models/places.toml asks for 24 networks.
 
     A report also holds confusion counts and a table of the clusters for each place; in Markdown and HTML the best, the
     median and the worst tile of each place are shown. The pictures of NAME.md lie in NAME_pictures.
