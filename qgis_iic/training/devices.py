@@ -45,13 +45,13 @@ def start(accelerator: str = "cpu", devices: int = 1, precision: str = "32-true"
     except (RuntimeError, ValueError) as error:
         raise JobInvalid(f"Training can't run on {devices} x {accelerator} in {precision}: {error}") from error
     fabric.launch()
-    _keep_freed_memory()
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     return fabric
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Has glibc hold what a step frees for the next one.
 
     Else it gives every large block back to the kernel, which clears each page of it anew in the next step.

@@ -9,8 +9,8 @@ The second term is one minus the soft intersection over union, which counts wher
 the network to its own moving average, the teacher (Tarvainen & Valpola 2017, Mean teachers are better role models):
 q is what the teacher says of a chip as it is, p what the network says of it turned and in other light, and IIC is
 between the clusters that the two give it, both heads. Without it the network goes on to learn these few labels by
-heart. The factor r rises from 0 to 1, since a teacher has nothing to teach at first. The learning rate falls to zero
-within the given time or steps, so that the last step is the model: no label is held back.
+heart. The factor r is 0 at first, since a teacher has nothing to teach yet, and then rises to 1. The learning rate
+falls to zero within the given time or steps, so that the last step is the model: no label is held back.
 
 A probe for a first head would do better at the first step and worse at the last: it leans on what tells these few
 labels apart at once, and the trunk then learns to go on with that.
@@ -36,7 +36,7 @@ from torch.nn import functional
 from qgis_iic.protocol.errors import OutputExists, OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import with_building_head, without_building_head
-from qgis_iic.training.devices import computes_in_bfloat16
+from qgis_iic.training.devices import computes_in_bfloat16, keep_freed_memory
 from qgis_iic.training.graph_network import GraphNetwork, check_parity
 from qgis_iic.training.iic_loss import iic_loss, random_displacements
 from qgis_iic.training.imagery import Chips, ChipSampler
@@ -63,8 +63,9 @@ DISPLACEMENT, DISPLACEMENTS = 4, 4
 LAMBDA = 1.5
 LEAST_USABLE = 0.25
 TEACHER_DECAY = 0.99
-RAMP = 0.3
-"""Share of the time in which the weight of what is learnt without labels rises to one; its first half goes without."""
+LABELS_ALONE, RAMP = 300, 300
+"""Steps from labels alone, the most that a few of them bear, and steps in which r then rises to one. Where time ends
+before, no step is spent on a teacher that knows nothing yet."""
 SMOOTHING = 0.9
 """Share of the past in the intersection over union that is reported."""
 
@@ -173,6 +174,7 @@ def fine_tune(
     Returns:
         The number of steps.
     """
+    keep_freed_memory()
     random = np.random.default_rng(seed)
     views = _Views(metadata, random)
     labelled = LabelledSampler(blocks)
@@ -191,10 +193,8 @@ def fine_tune(
     begun = time.monotonic()
     while (done := max(step / steps, (time.monotonic() - begun) / (60 * minutes))) < 1:
         optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * done)) / 2
-        with_unlabelled = unlabelled is not None and done > RAMP / 2
-        loss, found = _loss(
-            network, teacher, labelled, unlabelled if with_unlabelled else None, views, random, min(1, done / RAMP)
-        )
+        weight = min(1, (step - LABELS_ALONE) / RAMP)
+        loss, found = _loss(network, teacher, labelled, unlabelled if weight > 0 else None, views, random, weight)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
