@@ -158,9 +158,9 @@ class Vectorizer:
             components, part = _cut(mask, planes, window.col, window.row + start, self._smallest)
             complete.append(components)
             self._waiting.append(part)
-        left, *added = self._waiting
-        if sum(part.nbytes for part in added) >= left.nbytes:
-            complete.append(self._join())
+            left, *added = self._waiting
+            if sum(each.nbytes for each in added) >= left.nbytes:
+                complete.append(self._join())
         return Components.joined(complete)
 
     def finish(self) -> Components:
