@@ -126,7 +126,7 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
     clock = Clock()
     _check_output(job)
     with clock.stage("model"):
-        session = Session(Path(job.model), job.provider, job.building_clusters, job.precision)
+        session = Session(Path(job.model), job.provider, job.building_clusters, job.precision, job.tile_size)
     cancellation.reach(session.cancel)
     if job.task == "extract" and session.decision == "clusters" and session.building_clusters is None:
         raise ModelNotMatched(

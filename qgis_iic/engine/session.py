@@ -70,6 +70,7 @@ class Session:
         provider: where it runs; `auto` takes the fastest that binds.
         building_clusters: clusters that are buildings, None for the model's own decision.
         precision: which sibling runs; `auto` takes the fastest of those that suit the provider and are there.
+        tile_size: side of the tiles that will be run; None for the model's own.
 
     Attributes:
         path: of the file that runs.
@@ -97,6 +98,7 @@ class Session:
         provider: Provider = "auto",
         building_clusters: tuple[int, ...] | None = None,
         precision: Precision = "fp32",
+        tile_size: int | None = None,
     ) -> None:
         bound = _fastest(_bound(model, provider, precision))
         self.path = bound.path
@@ -111,7 +113,7 @@ class Session:
         self._run_options = onnxruntime.RunOptions()
         self._cancelled = False
         self.on_cpu = bound.provider == "cpu"
-        self.batch_size = 1 if self.on_cpu else _gpu_batch(self.metadata.tile_size)
+        self.batch_size = 1 if self.on_cpu else _gpu_batch(tile_size or self.metadata.tile_size)
 
     def run(self, tiles: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Clusters, classes and building probabilities of a batch.
@@ -144,7 +146,8 @@ class Session:
                     "pixels. Take a smaller tile size, or close other programs."
                 ) from error
             self.batch_size = len(tiles) // 2
-            return self.run(tiles)
+        # Not while the error is handled: it holds what was bound, and memory is short.
+        return self.run(tiles)
 
     def _run(self, tiles: NDArray[np.float32]) -> NDArray[np.uint8]:
         """See `run`. What is bound is copied to the device once, and the answers from there into the array returned."""
