@@ -35,7 +35,9 @@ from qgis_iic.plugin.algorithms.extract_buildings import LAYER_NAME, MAX_HOLE_AR
 from qgis_iic.plugin.dialog.layer_list import RasterLayerList
 from qgis_iic.plugin.dialog.model_panel import ModelPanel
 from qgis_iic.plugin.translation import tr
-from qgis_iic.protocol.job import Precision, Provider
+from qgis_iic.protocol.job import LEAST_MEMORY, Precision, Provider
+
+_MEMORY_STEP = 100
 
 
 class ParametersPanel(QgsScrollArea):
@@ -65,8 +67,8 @@ class ParametersPanel(QgsScrollArea):
             OVERWRITE: self.overwrite.isChecked(),
             PROVIDER: self.provider.currentText(),
             PRECISION: self.precision.currentText(),
-            TILE_SIZE: self.tile_size.value() or None,
-            MEMORY: self.memory.value() or None,
+            TILE_SIZE: _chosen(self.tile_size),
+            MEMORY: _chosen(self.memory),
             OUTPUT: self.output.filePath().strip(),
             EXTENT: self._extent(),
         }
@@ -143,9 +145,9 @@ class ParametersPanel(QgsScrollArea):
         self.provider.addItems(get_args(Provider))
         self.precision = QComboBox()
         self.precision.addItems(get_args(Precision))
-        self.tile_size = _optional_number(8192, tr(" px"))
-        self.memory = _optional_number(1_000_000, tr(" MB"))
-        self.memory.setSingleStep(100)
+        self.tile_size = _optional_number(0, 8192, tr(" px"))
+        self.memory = _optional_number(LEAST_MEMORY - _MEMORY_STEP, 1_000_000, tr(" MB"))
+        self.memory.setSingleStep(_MEMORY_STEP)
 
     def _lay_out(self) -> None:
         content = QWidget()
@@ -190,13 +192,17 @@ class ParametersPanel(QgsScrollArea):
         return group
 
 
-def _optional_number(largest: int, unit: str) -> QSpinBox:
-    """0 leaves the choice to the engine."""
+def _optional_number(nothing: int, largest: int, unit: str) -> QSpinBox:
+    """The least value, `nothing`, leaves the choice to the engine."""
     box = QSpinBox()
-    box.setRange(0, largest)
+    box.setRange(nothing, largest)
     box.setSuffix(unit)
     box.setSpecialValueText(tr("Chosen for you"))
     return box
+
+
+def _chosen(box: QSpinBox) -> int | None:
+    return None if box.value() == box.minimum() else box.value()
 
 
 def _area_box(value: float) -> QDoubleSpinBox:
