@@ -37,10 +37,11 @@ def command(
 ) -> None:
     """Trains all of MODEL on with labels of some dozens of buildings, and writes another model file.
 
-    Ground without labels goes on contributing as it did in training. Labels are those of `iic match`: a raster;
-    footprints and --area, within which all else is no building; or polygons and points on buildings and on other
-    ground, told apart by a column `building`. In the result the probability decides what is a building; its clusters
-    are matched again with the same labels and stay beside it. Nothing is written before the end.
+    After 300 steps from labels alone, ground without labels goes on contributing as it did in training. Labels are
+    those of `iic match`: a raster; footprints and --area, within which all else is no building; or polygons and points
+    on buildings and on other ground, told apart by a column `building`. In the result the probability decides what is
+    a building; its clusters are matched again with the same labels and stay beside it. Nothing is written before the
+    end.
     """
     import torch
 

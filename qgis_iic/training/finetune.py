@@ -107,6 +107,7 @@ def fine_tune_file(
         "labels": [source.to_record() for source in sources],
         "minutes": minutes,
         "steps": steps,
+        "steps_from_labels_alone": LABELS_ALONE,
         "iic_weight": IIC_WEIGHT,
     }
     trained = replace(metadata, training={**metadata.training, "fine_tuning": record}, metrics={})

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -40,8 +41,10 @@ STEPS = 60
 
 @pytest.fixture(autouse=True)
 def _ticking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock by which a step takes two seconds, so that no test depends on the machine."""
+    """A clock by which a step takes two seconds, so that no test depends on the machine; teaching begins early."""
     seconds = count()
+    monkeypatch.setattr("qgis_iic.training.finetune.LABELS_ALONE", 10)
+    monkeypatch.setattr("qgis_iic.training.finetune.RAMP", 10)
     monkeypatch.setattr("qgis_iic.training.finetune.time", SimpleNamespace(monotonic=lambda: next(seconds)))
 
 
@@ -169,6 +172,27 @@ def test_training_lowers_the_loss(
     assert seen[-1]["loss"] < seen[0]["loss"]
     assert 0 <= seen[-1]["seconds_left"] <= 60 * MINUTES
     assert not network.training
+
+
+@pytest.mark.parametrize(("from_scratch", "taught"), [(False, 4), (True, 0)])
+def test_the_teacher_begins_after_the_labels_alone(
+    model: Path,
+    source: RegionSource,
+    metadata: ModelMetadata,
+    monkeypatch: pytest.MonkeyPatch,
+    from_scratch: bool,
+    taught: int,
+) -> None:
+    calls = []
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        calls.append(arguments)
+        return unsupervised_loss(*arguments)
+
+    monkeypatch.setattr("qgis_iic.training.finetune.unsupervised_loss", counted)
+    blocks = read_blocks(source, metadata, random())
+    fine_tune(read_network(read_model(model)[0], metadata), blocks, metadata, math.inf, 15, from_scratch)
+    assert len(calls) == taught
 
 
 def test_steps_may_end_it_instead(model: Path, source: RegionSource, metadata: ModelMetadata) -> None:
