@@ -220,17 +220,18 @@ def extraction(
 def naive(model: str, window: list[int] | None, rounds: int, folder: str) -> dict[str, Any]:
     """One tile at a time, overlapping by 15 %, in fp32; all of the raster and of the answer in memory, then outlines.
 
-    This is how plugins do it whose network answers tile by tile; the best-known, Deepness, traces outlines with OpenCV
-    as well.
+    ONNX Runtime has its own defaults. This is how plugins do it whose network answers tile by tile; the best-known,
+    Deepness, traces outlines with OpenCV as well.
     """
     source = Source(str(SCENE), "buildings", window=tuple(window) if window else None)  # type: ignore[arg-type]
-    session = Session(Path(model), "cpu")
-    side, taken = session.metadata.tile_size, []
+    metadata = Session(Path(model), "cpu").metadata
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    side, taken = metadata.tile_size, []
     step = int(side * 0.85)
     for _ in range(rounds):
         begun = time.perf_counter()
         with open_raster(SCENE) as raster:
-            made = plan(raster, source, session.metadata)
+            made = plan(raster, source, metadata)
             width, height = made.window.width, made.window.height
             values, valid = made.reader.read(Window(made.window.col, made.window.row, width, height))
         canvas = np.zeros((3, height, width), np.uint8)
@@ -240,11 +241,10 @@ def naive(model: str, window: list[int] | None, rounds: int, folder: str) -> dic
                 part = values[:, row : row + side, col : col + side]
                 tile[0, :, : part.shape[1], : part.shape[2]] = part
                 target = canvas[:, row : row + side, col : col + side]
-                target[:] = session.run(tile)[0, :, : part.shape[1], : part.shape[2]]
-        mask = (
-            building_mask(canvas, None if session.decision == "probability" else session.building_clusters or ())
-            & valid
-        )
+                answers = session.run(list(OUTPUTS), {IMAGE_INPUT: tile})
+                target[:] = np.concatenate(answers)[:, : part.shape[1], : part.shape[2]]
+        clusters = None if metadata.decision == "probability" else metadata.building_clusters or ()
+        mask = building_mask(canvas, clusters) & valid
         transform = made.reader.grid.transform @ Affine.translation(made.window.col, made.window.row)
         layer = geopandas.GeoDataFrame(geometry=outlines(mask, transform), crs=made.raster.crs)
         layer.to_file(f"{folder}/naive.gpkg", layer="buildings", driver="GPKG")
