@@ -20,7 +20,8 @@ from qgis_iic.training.objective import Objective
 SAMPLE = 60_000
 CHIPS = 8
 """At a time."""
-FEATURES_PER_CHIP = 300
+FEATURES_PER_CHIP = 50
+"""Few of each of many chips: with many of a few, what these happen to show decides on the clusters."""
 LEAST_DEVIATION = 1e-6
 
 
