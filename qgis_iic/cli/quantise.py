@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=PATH)
 @click.option("--precision", type=click.Choice(["int8", "fp16"]), required=True, help="Which one to make.")
 @click.option("--imagery", type=PATH, multiple=True, help="Raster to calibrate and to compare on; may be given again.")
-@click.option("--places", type=PATH, help="Instead: a protocol with labels, such as models/places.toml.")
+@click.option("--places", type=PATH, help="A protocol with labels, such as models/places.toml.")
 @click.option("--data", type=PATH, help="Folder of imagery and labels of --places.  [default: the one that it names]")
 @click.option("--card", type=PATH, help="Markdown card of MODEL to write, with the figures of all its precisions.")
 def command(
@@ -40,8 +40,8 @@ def command(
 
     Of --places, int8 is calibrated on up to 8 tiles of the ground to match on, and compared on all the ground to score
     on. Of each raster of --imagery, up to 8 tiles of 320 x 320 pixels are drawn to calibrate on and up to 16 others to
-    compare on. fp16 needs no calibration; a processor rounds what a GPU would. Takes a minute or two with
-    models/places.toml.
+    compare on. With both, all of it counts. fp16 needs no calibration; a processor rounds what a GPU would. Takes a
+    minute or two with models/places.toml.
 
     What is measured holds for int8 on processors like the one that measures: on x86 ones without VNNI, sums of bytes
     may saturate in ONNX Runtime.
@@ -53,9 +53,10 @@ def command(
     from qgis_iic.training.places import load_protocol
     from qgis_iic.training.quantisation import quantise
 
-    if (places is None) == (not imagery):
-        raise click.UsageError("Name --imagery, or --places.")
-    grounds: Sequence[Place | Path] = imagery if places is None else load_protocol(places, data).places
+    if places is None and not imagery:
+        raise click.UsageError("Name --imagery, --places, or both.")
+    grounds: list[Place | Path] = [] if places is None else list(load_protocol(places, data).places)
+    grounds += imagery
     made = quantise(model, precision, grounds)
     for place in made.precision["places"]:
         line = f"{place['name']}: building masks agree on {place['agreement']:.3%} of {place['pixels']} pixels"

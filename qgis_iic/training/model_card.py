@@ -219,9 +219,9 @@ def _regenerate(metadata: ModelMetadata, file_name: str, copies: Sequence[Copy])
         commands.append(f"iic evaluate {model} --places models/places.toml{supervised} --record {card}")
     for copy in copies:
         kind, grounds = copy.precision["kind"], copy.precision["places"]
-        labelled = any("iou" in place for place in grounds)
-        where = "--places models/places.toml" if labelled else " ".join(f"--imagery {g['name']}" for g in grounds)
-        commands.append(f"iic quantise {model} --precision {kind} {where} {card}")
+        where = "--places models/places.toml " if any("iou" in ground for ground in grounds) else ""
+        where += " ".join(f"--imagery DATA/{ground['name']}" for ground in grounds if "iou" not in ground)
+        commands.append(f"iic quantise {model} --precision {kind} {where.strip()} {card}")
     return "\n".join(["## How to make it again", "", "```sh", *commands, "```"])
 
 

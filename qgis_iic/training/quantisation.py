@@ -124,7 +124,9 @@ def open_ground(ground: Place | Path, metadata: ModelMetadata) -> Iterator[Groun
             raise SourceUnsuitable(f"{ground} has data in one tile alone: there is none left to compare on.")
         single = [replace(whole, window=tile.core, rows=[(tile,)]) for _, tile in found]
         calibration = min(CALIBRATION_TILES, len(single) // 2)
-        yield Ground(ground.name, single[:calibration], [(made, None) for made in single[calibration:]])
+        yield Ground(
+            f"{ground.parent.name}/{ground.name}", single[:calibration], [(made, None) for made in single[calibration:]]
+        )
 
 
 def _tiles_with_data(plans: Sequence[Plan]) -> Iterator[tuple[Plan, Tile]]:
