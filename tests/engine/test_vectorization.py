@@ -158,16 +158,22 @@ def test_what_stays_open_through_many_strips_is_what_gdal_traces(seed: int) -> N
     assert outlines(components) == outlines(vectorize(clusters, []))
 
 
-def test_what_is_open_is_not_moved_with_every_strip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A road through a thousand strips: with each of them, that would be five hundred times a corner."""
-    moved = []
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Corners that each joining of parts takes up."""
+    counts = []
     joined = vectorization._joined
 
     def counting(parts: list[vectorization._Part], smallest: float) -> tuple[Components, vectorization._Part]:
-        moved.append(sum(len(part.corners) for part in parts))
+        counts.append(sum(len(part.corners) for part in parts))
         return joined(parts, smallest)
 
     monkeypatch.setattr(vectorization, "_joined", counting)
+    return counts
+
+
+def test_what_is_open_is_not_moved_with_every_strip(moved: list[int]) -> None:
+    """A road through a thousand strips: with each of them, that would be five hundred times a corner."""
     clusters = np.zeros((2000, 12), np.uint8)
     clusters[:, 2:6] = 1
     clusters[::2, 6:10] = 1
@@ -176,22 +182,14 @@ def test_what_is_open_is_not_moved_with_every_strip(monkeypatch: pytest.MonkeyPa
     assert sum(moved) < 10 * corners
 
 
-def test_little_waits_within_a_strip_of_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_waits_within_a_strip_of_many_parts(moved: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of four rows, cut in parts of three: what has ended leaves before the strip does."""
-    waited = []
-    joined = vectorization._joined
-
-    def counting(parts: list[vectorization._Part], smallest: float) -> tuple[Components, vectorization._Part]:
-        waited.append(sum(len(part.corners) for part in parts))
-        return joined(parts, smallest)
-
-    monkeypatch.setattr(vectorization, "_joined", counting)
     monkeypatch.setattr(vectorization, "_PIXELS_AT_ONCE", 3 * 40)
     clusters = np.zeros((1000, 40), np.uint8)
     clusters[np.arange(1000) % 5 < 4] = np.arange(40) % 4 < 2
     assert len(vectorize(clusters, [])) == 200 * 10
     # Ten blocks of four corners are open at a time, and all of them would be 8000 corners.
-    assert max(waited) < 200
+    assert max(moved) < 200
 
 
 def test_two_arms_that_meet_below_are_one_building() -> None:
