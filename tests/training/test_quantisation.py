@@ -207,7 +207,8 @@ def test_the_copy_says_what_it_is_of(model: Path, scene: Path, kind: quantisatio
     card = model_card(original, model.name, read_copies(model))
     assert f"| `tiny.{kind}.onnx` | " in card
     assert f"| Village | {100 * labelled['agreement']:.2f} % | {labelled['iou'][0]:.4f} |" in card
-    assert f"iic quantise models/tiny.onnx --precision {kind} --places models/places.toml --card models/tiny.md" in card
+    command = f"iic quantise models/tiny.onnx --precision {kind} --places models/places.toml"
+    assert f"{command} --imagery DATA/{plain['name']} --card models/tiny.md" in card
     assert "Precisions" not in model_card(original, model.name)
 
 
