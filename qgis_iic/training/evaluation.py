@@ -168,10 +168,7 @@ def evaluate(
             rows.append(_linear_row(features, setting, drawn, ground))
             advance(features.name)
     if supervised is not None:
-        by_all = [supervised.all_labels.predict(region) for region in setting.score]
-        by_drawn = [[network.predict(region) for region in setting.score] for network in supervised.drawn]
-        rows.append(_row(SUPERVISED + ALL_LABELS, "", [ground.measures(by_all)]))
-        rows.append(_row(SUPERVISED, "", [ground.measures(found) for found in by_drawn]))
+        rows += _supervised_rows(supervised, setting, ground)
     return {
         "name": setting.name,
         "building_share": background.false_negative / labelled,
@@ -315,6 +312,18 @@ def _linear_row(
         ]
         measures.append(ground.measures(found))
     return _row(f"logistic regression, {features.name}", "", measures)
+
+
+def _supervised_rows(supervised: Supervised, setting: Setting, ground: Ground) -> list[dict[str, Any]]:
+    """Of the network that got all labels, and of those that got the drawn ones."""
+    return [
+        _row(
+            method,
+            "",
+            [ground.measures([network.predict(region) for region in setting.score]) for network in networks],
+        )
+        for method, networks in ((SUPERVISED + ALL_LABELS, [supervised.all_labels]), (SUPERVISED, supervised.drawn))
+    ]
 
 
 def _row(method: str, objective: str, measures: Sequence[dict[str, float]]) -> dict[str, Any]:
