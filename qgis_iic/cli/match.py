@@ -43,9 +43,10 @@ def command(
 ) -> None:
     """Says which clusters of MODEL are buildings and writes it into the file's metadata; the weights stay as they are.
 
-    The objective `iou` finds the set of clusters with the largest intersection over union; `accuracy` gives each
-    cluster to the majority of its labelled pixels, which may leave no building where they are rare. Clusters without
-    a labelled pixel are background.
+    A building is where the building clusters' shares in the network's softmax add up to one half. The objective `iou`
+    takes the clusters, purest first, that give the largest intersection over union; `accuracy` those that give the
+    most pixels right, which may be none where buildings are rare. With --building it is each pixel's largest cluster
+    that decides.
 
     Labels are one of three. A raster. Footprints and --area: all else within it is no building. Or some dozens of
     polygons and points without an area, on buildings and on other ground, told apart by a column `building` (1 or 0,
@@ -101,7 +102,7 @@ def _found(matched: ModelMetadata) -> Iterator[str]:
         if inside + outside
     ]  # fmt: skip
     yield to_markdown([Table(("cluster", "building pixels", "background pixels", "purity", "building"), rows)])
-    yield f"{matched.clusters - len(rows)} of {matched.clusters} clusters have no labelled pixel and are background."
+    yield f"{matched.clusters - len(rows)} of {matched.clusters} clusters are the largest of no labelled pixel."
     yield f"Building clusters: {_listed(matched)}"
     yield f"On these labels: IoU {record['iou']:.3f}, accuracy {record['accuracy']:.3f}"
     if "head" in record:

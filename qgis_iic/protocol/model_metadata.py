@@ -59,8 +59,8 @@ class ModelMetadata:
         clusters: number of clusters of the over-clustering head.
         classes: number of classes of the main head.
         building_clusters: clusters that are buildings; None before matching.
-        decision: what says where a building is: its cluster, or a probability of at least one half, which asks for
-            a graph with a building head.
+        decision: what says where a building is: its largest cluster, or a probability of at least one half. That is
+            the sum of the building clusters' shares in the softmax, or what a building head in the graph says.
         matching: how they were matched: objective, labels, and support per cluster.
         training: imagery with licence and attribution, configuration, steps, seed.
         metrics: what was measured where, with the baselines.
@@ -108,7 +108,7 @@ class ModelMetadata:
             check_building_clusters(self.building_clusters, self.clusters)
 
     def matched(self, building_clusters: tuple[int, ...], matching: dict[str, Any]) -> ModelMetadata:
-        """The same model with another mapping of clusters to buildings, which then decides."""
+        """The same model with another mapping, by which each pixel's largest cluster then decides."""
         return replace(self, building_clusters=building_clusters, decision="clusters", matching=matching)
 
     def is_made_from(self, original: ModelMetadata) -> bool:

@@ -8,8 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from qgis_iic.training.baselines import trunk_features
 from qgis_iic.training.evaluation import FILE, Setting, evaluate
 from qgis_iic.training.model_file import read_model
@@ -79,12 +77,12 @@ def run_benchmark(
         setting = Setting(name, [regions[source] for source in origin.match], [regions[s] for s in target.score])
         kind = "own" if origin is target else "cross"
         # The file's own mapping and head may have seen labels of what is scored: no business of a cross setting.
-        known = metadata if kind == "own" else replace(metadata, building_clusters=None, decision="clusters")
+        known = metadata if kind == "own" else replace(metadata, building_clusters=None, matching={})
         found = evaluate(setting, known, protocol.draws, tell, trunk, baselines, supervised(origin))
         settings.append({**found, "kind": kind})
         if kind == "own":
             mapping = found["mappings"]["iou" if setting.match else FILE]["building_clusters"]
-            masks = [np.isin(region.clusters, mapping) for region in setting.score]
+            masks = [region.assignment(known).buildings(mapping) for region in setting.score]
             examples[name] = choose_examples(setting.score, masks)
     figures = {
         "draws": asdict(protocol.draws),

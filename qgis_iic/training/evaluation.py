@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qgis_iic.protocol.errors import LabelsInvalid, ModelNotMatched
 from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA, ModelMetadata
 from qgis_iic.training import objects
+from qgis_iic.training.assignments import Assignment, WholeAssignment
 from qgis_iic.training.baselines import (
     MULTISCALE,
     PIXELS,
@@ -26,7 +27,7 @@ from qgis_iic.training.baselines import (
 )
 from qgis_iic.training.draws import draw_each
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
-from qgis_iic.training.matching import Objective, Support, best_clusters, check_support, total_support
+from qgis_iic.training.matching import Objective, best_mapping, check_labels, total_support
 from qgis_iic.training.places import Draws
 from qgis_iic.training.regions import Region
 from qgis_iic.training.supervised import Supervised
@@ -38,6 +39,8 @@ OVER_CLUSTERING = "IIC over-clustering head"
 SUPERVISED = "supervised network"
 ALL_LABELS = ", all labels"
 """Ends the name of a method that gets them instead of the drawn ones."""
+LARGEST_ALONE = ", the largest cluster alone"
+"""Ends the name of a method that goes by each pixel's largest cluster, where shares would decide."""
 
 Prediction = NDArray[np.bool_]
 
@@ -154,16 +157,19 @@ def evaluate(
     if labelled == 0:
         raise LabelsInvalid(f"{setting.name} holds no labelled pixel to score on where the imagery has data.")
     mappings = _mappings(setting, metadata)
-    found = {name: [np.isin(region.clusters, chosen) for region in setting.score] for name, chosen in mappings.items()}
+    assignments = [region.assignment(metadata) for region in setting.score]
+    found = {name: [each.buildings(chosen) for each in assignments] for name, chosen in mappings.items()}
     rows = [
         _row("all background", "", [ground.measures(nothing)]),
         *_undrawn_rows(setting, metadata, found, ground),
     ]
     drawn = draw_each(setting.match, draws) if setting.match else []
+    for labels in drawn:
+        check_labels(labels, "the drawn tiles")
     if setting.match:
-        for planes in _clusterings(setting, metadata, baselines):
-            rows += _matched_rows(planes, drawn, ground)
-            advance(planes.name)
+        for clustering in _clusterings(setting, metadata, baselines):
+            rows += _matched_rows(clustering, drawn, ground)
+            advance(clustering.name)
         for features in (*((PIXELS, MULTISCALE) if baselines else ()), *([] if trunk is None else [trunk])):
             rows.append(_linear_row(features, setting, drawn, ground))
             advance(features.name)
@@ -196,7 +202,7 @@ def _undrawn_rows(
     """Of the file's own mapping and head, and of the mappings by all labels; `found` has the masks of each mapping."""
     if FILE in found:
         yield _row("IIC clusters, mapping of the file", "", [ground.measures(found[FILE])])
-    if metadata.decision == "probability":
+    if "head" in metadata.matching:
         by_head = [region.probability >= LEAST_BUILDING_PROBABILITY for region in setting.score]
         yield _row("building head of the file", "", [ground.measures(by_head)])
     for objective in OBJECTIVES:
@@ -209,25 +215,24 @@ def _mappings(setting: Setting, metadata: ModelMetadata) -> dict[str, tuple[int,
     """Building clusters by the file and by either objective on all labels, as far as there are such."""
     mappings = {} if metadata.building_clusters is None else {FILE: metadata.building_clusters}
     if setting.match:
-        support = _support(setting.match, metadata.clusters)
-        check_support(support, "all to match on")
-        mappings |= {objective: best_clusters(support, objective) for objective in OBJECTIVES}
+        assignments = [region.assignment(metadata) for region in setting.match]
+        labels = [region.labels for region in setting.match]
+        check_labels(labels, "all to match on")
+        for objective in OBJECTIVES:
+            mappings[objective] = best_mapping(assignments, labels, metadata.clusters, objective).building_clusters
     return mappings
 
 
-def _support(regions: Sequence[Region], count: int) -> Support:
-    return total_support([region.clusters for region in regions], [region.labels for region in regions], count)
-
-
 def cluster_table(regions: Sequence[Region], count: int, mappings: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
-    """What each of `count` clusters holds in some regions.
+    """What each of `count` clusters holds in some regions, each pixel counted in its largest.
 
     Returns:
         For each cluster its number, labelled `building` and `background` pixels, `purity` (share of the former among
         both, None without any), `share` of all pixels with data, and `chosen_by`: the mappings in which it is a
         building.
     """
-    support = _support(regions, count)
+    whole = [WholeAssignment(region.clusters, count) for region in regions]
+    support = total_support(whole, [region.labels for region in regions], count)
     pixels = sum(
         (np.bincount(region.clusters.ravel(), minlength=NODATA + 1)[:count] for region in regions),
         start=np.zeros(count, np.int64),
@@ -235,8 +240,8 @@ def cluster_table(regions: Sequence[Region], count: int, mappings: Mapping[str, 
     return [
         {
             "cluster": cluster,
-            "building": building,
-            "background": background,
+            "building": int(building),
+            "background": int(background),
             "purity": building / (building + background) if building + background else None,
             "share": _ratio(int(pixels[cluster]), int(pixels.sum())),
             "chosen_by": [name for name, chosen in mappings.items() if cluster in chosen],
@@ -248,52 +253,52 @@ def cluster_table(regions: Sequence[Region], count: int, mappings: Mapping[str, 
 
 @dataclass(frozen=True)
 class _Clustering:
-    """Cluster planes of the regions to match on and to score on; `count` clusters."""
+    """Assignments of the regions to match on and to score on to `count` clusters."""
 
     name: str
     count: int
-    match: list[NDArray[np.uint8]]
-    score: list[NDArray[np.uint8]]
+    match: Sequence[Assignment]
+    score: Sequence[Assignment]
+
+    @classmethod
+    def whole(
+        cls, name: str, count: int, setting: Setting, clusters: Callable[[Region], NDArray[np.uint8]]
+    ) -> _Clustering:
+        """Of each pixel to one cluster, as `clusters` gives them."""
+        match, score = (
+            [WholeAssignment(clusters(region), count) for region in regions]
+            for regions in (setting.match, setting.score)
+        )
+        return cls(name, count, match, score)
 
 
 def _clusterings(setting: Setting, metadata: ModelMetadata, baselines: bool) -> Iterator[_Clustering]:
-    yield _Clustering(
-        f"{OVER_CLUSTERING} ({metadata.clusters})",
-        metadata.clusters,
-        [region.clusters for region in setting.match],
-        [region.clusters for region in setting.score],
-    )
-    yield _Clustering(
-        f"IIC main head ({metadata.classes})",
-        metadata.classes,
-        [region.classes for region in setting.match],
-        [region.classes for region in setting.score],
+    head = f"{OVER_CLUSTERING} ({metadata.clusters})"
+    match, score = ([region.assignment(metadata) for region in regions] for regions in (setting.match, setting.score))
+    yield _Clustering(head, metadata.clusters, match, score)
+    if any(region.logits is not None for region in setting.match):
+        yield _Clustering.whole(head + LARGEST_ALONE, metadata.clusters, setting, lambda region: region.clusters)
+    yield _Clustering.whole(
+        f"IIC main head ({metadata.classes})", metadata.classes, setting, lambda region: region.classes
     )
     if not baselines:
         return
     for features in (PIXELS, MULTISCALE, random_network(metadata, setting.match, seed=0)):
         means = KMeansClustering(features, setting.match, seed=0)
-        count = means.count
-        yield _Clustering(
-            f"k-means ({count}), {features.name}",
-            count,
-            [means.clusters(region) for region in setting.match],
-            [means.clusters(region) for region in setting.score],
-        )
+        yield _Clustering.whole(f"k-means ({means.count}), {features.name}", means.count, setting, means.clusters)
 
 
-def _matched_rows(planes: _Clustering, drawn: Sequence[Sequence[Labels]], ground: Ground) -> list[dict[str, Any]]:
+def _matched_rows(clustering: _Clustering, drawn: Sequence[Sequence[Labels]], ground: Ground) -> list[dict[str, Any]]:
     """A row for either objective."""
-    supports = [total_support(planes.match, labels, planes.count) for labels in drawn]
-    for support in supports:
-        check_support(support, "the drawn tiles")
     scored: dict[tuple[int, ...], dict[str, float]] = {}  # draws often agree on the mapping
     rows = []
     for objective in OBJECTIVES:
-        mappings = [best_clusters(support, objective) for support in supports]
+        mappings = [
+            best_mapping(clustering.match, labels, clustering.count, objective).building_clusters for labels in drawn
+        ]
         for chosen in set(mappings) - scored.keys():
-            scored[chosen] = ground.measures([np.isin(plane, chosen) for plane in planes.score])
-        rows.append(_row(planes.name, objective, [scored[chosen] for chosen in mappings]))
+            scored[chosen] = ground.measures([each.buildings(chosen) for each in clustering.score])
+        rows.append(_row(clustering.name, objective, [scored[chosen] for chosen in mappings]))
     return rows
 
 
@@ -370,6 +375,6 @@ def supervised_gap(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {
         name: supervised[name][0] - row["measures"][name][0]
         for row in heads
-        if not row["method"].endswith(ALL_LABELS)
+        if not row["method"].endswith((ALL_LABELS, LARGEST_ALONE))
         for name in [{"iou": "building_iou", "accuracy": "accuracy"}[row["objective"]]]
     }

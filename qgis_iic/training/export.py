@@ -35,7 +35,7 @@ from qgis_iic.training.building_head import CLUSTER_LOGITS, SHARE, UPSAMPLING, c
 from qgis_iic.training.checkpoint import Checkpoint, load_best, restore_network
 from qgis_iic.training.config import TrainingConfig
 from qgis_iic.training.imagery import DTYPE, Moments
-from qgis_iic.training.model_file import FEATURES, run_inner, weights_checksum, write_model
+from qgis_iic.training.model_file import COARSE_LOGITS, FEATURES, run_inner, weights_checksum, write_model
 from qgis_iic.training.network import (
     CONTEXT_SIDES,
     LAYERS_BEFORE_POOL,
@@ -258,8 +258,8 @@ def _head_nodes(network: IICNetwork, constants: dict[str, NDArray[np.generic]]) 
         weight = wide.astype(np.float32)
     constants["heads.weight"], constants["heads.bias"] = weight, bias
     return [
-        helper.make_node("Conv", [FEATURES, "heads.weight", "heads.bias"], ["coarse_logits"], kernel_shape=[1, 1]),
-        upsampled("coarse_logits", LOGITS),
+        helper.make_node("Conv", [FEATURES, "heads.weight", "heads.bias"], [COARSE_LOGITS], kernel_shape=[1, 1]),
+        upsampled(COARSE_LOGITS, LOGITS),
         helper.make_node("Split", [LOGITS, "head_sizes"], ["class_logits", CLUSTER_LOGITS], axis=1),
     ]
 

@@ -1,25 +1,27 @@
 """Many-to-one matching: which clusters are buildings, decided by a few labels after training.
 
-Two objectives. Accuracy gives each cluster to the majority among its labelled pixels; where buildings are rare that may
-be background for all of them. IoU maximises intersection over union of the building class over all 2^K sets of
-clusters, which sorting makes exact: see `best_by_iou`. A cluster without a labelled pixel is background.
+Clusters are sorted by their purity, the share of buildings in what they hold of the labels, and as many of the purest
+become buildings as the objective is largest for: `accuracy`, which may leave none where buildings are rare, or the
+intersection over union of the building class, `iou`. Where each pixel belongs to one cluster no other set of clusters
+is better, see `best_prefix`. Where it has a share of each, the same search counts what the shares decide. A cluster
+that holds nothing of a building is background.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import ModelMetadata
+from qgis_iic.training.assignments import Assignment, SharedAssignment, Support
 from qgis_iic.training.building_head import without_building_head
 from qgis_iic.training.draws import label_units
-from qgis_iic.training.labels import BACKGROUND, BUILDING, Labels
+from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
 from qgis_iic.training.model_file import read_model, write_model
 from qgis_iic.training.places import Draws
 from qgis_iic.training.regions import RegionSource, in_blocks, read_region
@@ -29,76 +31,90 @@ MANUAL = "manual"
 """What the metadata name as the objective of a mapping that a person chose."""
 FEWEST_UNITS = 6
 """Tiles or features, below which no draw of them says anything of another."""
-Counts = NDArray[np.int64]
-Planes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Support:
-    """Labelled pixels of every cluster.
+class Mapping:
+    """A set of building clusters, and what it is worth on the labels that it was chosen by.
 
     Attributes:
-        building, background: int64 [K].
+        building_clusters: in ascending order.
+        iou: intersection over union of the building class.
+        accuracy: share of the labelled pixels that it decides as the labels do.
     """
 
-    building: Counts
-    background: Counts
-
-    def __add__(self, other: Support) -> Support:
-        return Support(self.building + other.building, self.background + other.background)
-
-    def of(self, clusters: Sequence[int]) -> tuple[int, int]:
-        """Building and background pixels in a set of clusters."""
-        chosen = list(clusters)
-        return int(self.building[chosen].sum()), int(self.background[chosen].sum())
+    building_clusters: tuple[int, ...]
+    iou: float
+    accuracy: float
 
 
-def count_support(clusters: Planes, labels: Labels, count: int) -> Support:
-    """Support of `count` clusters by two planes of the same shape; pixels without data or label are passed over."""
-    known = clusters < count
-    return Support(
-        np.bincount(clusters[known & (labels == BUILDING)], minlength=count).astype(np.int64),
-        np.bincount(clusters[known & (labels == BACKGROUND)], minlength=count).astype(np.int64),
+def best_mapping(
+    assignments: Sequence[Assignment], labels: Sequence[Labels], count: int, objective: Objective
+) -> Mapping:
+    """The best mapping of `count` clusters by labels of both kinds, uint8 [H, W] of each region."""
+    support = total_support(assignments, labels, count)
+    order = by_purity(support)
+    entering = _entering(assignments, labels, order)
+    building, background = count_labels(labels)
+    length = best_prefix(entering, building, objective)
+    inside, wrong = entering.of(range(length))
+    return Mapping(
+        tuple(sorted(order[:length])),
+        inside / (building + wrong),
+        (inside + background - wrong) / (building + background),
     )
 
 
-def best_by_accuracy(support: Support) -> tuple[int, ...]:
-    """Each cluster to its majority; a tie is background. The result may be empty."""
-    return tuple(int(cluster) for cluster in np.flatnonzero(support.building > support.background))
-
-
-def best_by_iou(support: Support) -> tuple[int, ...]:
-    """The set S that maximises sum_S b / (sum_all b + sum_S g), b and g the building and background counts.
-
-    Exact: the value is at least v if and only if sum_S (b - v g) >= v sum_all b, and for any v the best S takes all
-    clusters with b / g above v. So the optimum is a prefix of the clusters sorted by purity b / (b + g).
-    """
+def by_purity(support: Support) -> list[int]:
+    """The clusters that hold something of a building, the purest first."""
     seen = np.flatnonzero(support.building)
-    building, background = support.building[seen], support.background[seen]
-    order = np.argsort(-building / (building + background), kind="stable")
-    intersection = building[order].cumsum()
-    union = support.building.sum() + background[order].cumsum()
-    if len(seen) == 0:
-        return ()
-    return tuple(sorted(int(cluster) for cluster in seen[order[: int(np.argmax(intersection / union)) + 1]]))
+    purity = support.building[seen] / (support.building[seen] + support.background[seen])
+    return [int(cluster) for cluster in seen[np.argsort(-purity, kind="stable")]]
 
 
-def best_clusters(support: Support, objective: Objective) -> tuple[int, ...]:
-    return best_by_iou(support) if objective == "iou" else best_by_accuracy(support)
+def best_prefix(entering: Support, building: float, objective: Objective) -> int:
+    """How many of the clusters in an order make the objective largest, and no more than it takes.
+
+    For clusters by purity to which pixels belong as a whole this is the best of all 2^K sets. Accuracy: each cluster
+    with more building than background pixels adds to it. IoU: it is at least v if and only if
+    sum_S (b - v g) >= v building, b and g the building and background pixels of the clusters in S; for any v the best S
+    takes all clusters with b / g above v, a prefix.
+
+    Args:
+        entering: labelled pixels that become buildings with each cluster.
+        building: labelled building pixels in all.
+        objective: `accuracy` may take none, `iou` takes at least one.
+    """
+    inside, wrong = entering.building.cumsum(), entering.background.cumsum()
+    if objective == "accuracy":
+        return int(np.argmax(np.concatenate([[0], inside - wrong])))
+    return 1 + int(np.argmax(inside / (building + wrong))) if len(inside) else 0
 
 
-def total_support(planes: Sequence[Planes], labels: Sequence[Labels], count: int) -> Support:
-    """`count_support` over several regions."""
-    none = np.zeros(count, np.int64)
-    counted = (count_support(plane, known, count) for plane, known in zip(planes, labels, strict=True))
-    return sum(counted, start=Support(none, none))
+def total_support(assignments: Sequence[Assignment], labels: Sequence[Labels], count: int) -> Support:
+    """Of `count` clusters in several regions."""
+    return _total((each.support(plane) for each, plane in zip(assignments, labels, strict=True)), count)
 
 
-def check_support(support: Support, labels: str) -> None:
-    """Raises LabelsInvalid where the labels hold no building or no background where the imagery has data."""
-    for name, counts in (("building", support.building), ("background", support.background)):
-        if counts.sum() == 0:
-            raise LabelsInvalid(f"The labels ({labels}) hold no {name} where the imagery has data; both are needed.")
+def _entering(assignments: Sequence[Assignment], labels: Sequence[Labels], order: Sequence[int]) -> Support:
+    return _total((each.entering(plane, order) for each, plane in zip(assignments, labels, strict=True)), len(order))
+
+
+def _total(supports: Iterable[Support], count: int) -> Support:
+    return sum(supports, start=Support.none(count))
+
+
+def count_labels(labels: Sequence[Labels]) -> tuple[int, int]:
+    """Building and background pixels in all planes together."""
+    building, background = (sum(int((plane == kind).sum()) for plane in labels) for kind in (BUILDING, BACKGROUND))
+    return building, background
+
+
+def check_labels(labels: Sequence[Labels], name: str) -> None:
+    """Raises LabelsInvalid where labels hold no building or no background where the imagery has data."""
+    for kind, count in zip(("building", "background"), count_labels(labels), strict=True):
+        if count == 0:
+            raise LabelsInvalid(f"The labels ({name}) hold no {kind} where the imagery has data; both are needed.")
 
 
 def match(model: Path, sources: Iterable[RegionSource], objective: Objective, output: Path) -> ModelMetadata:
@@ -106,19 +122,25 @@ def match(model: Path, sources: Iterable[RegionSource], objective: Objective, ou
     building head, which is taken out.
 
     Raises:
-        LabelsInvalid: see `labels.read_labels` and `check_support`.
+        LabelsInvalid: see `labels.read_labels` and `check_labels`.
         IicError: see `engine.pipeline.class_map`, `model_file.read_model` and `model_file.write_model`.
     """
     proto, metadata = without_building_head(*read_model(model))
     named = list(sources)
     regions = [read_region(block, model, metadata) for source in named for block in in_blocks(source)]
-    planes, labels = [region.clusters for region in regions], [region.labels for region in regions]
-    support = total_support(planes, labels, metadata.clusters)
-    check_support(support, ", ".join(source.labels.name for source in named))
-    chosen = best_clusters(support, objective)
-    record = _record(support, chosen, objective, named)
-    spread = spread_over_draws(planes, labels, support, objective)
-    matched = metadata.matched(chosen, record if spread is None else {**record, "spread": asdict(spread)})
+    labels = [region.labels for region in regions]
+    check_labels(labels, ", ".join(source.labels.name for source in named))
+    # The table of clusters counts pixels, each in its largest; the mapping may go by their shares.
+    support = total_support([region.whole_assignment(metadata) for region in regions], labels, metadata.clusters)
+    assignments = [region.assignment(metadata) for region in regions]
+    mapping = best_mapping(assignments, labels, metadata.clusters, objective)
+    record = _record(support, mapping, objective, named)
+    spread = spread_over_draws(assignments, labels, metadata.clusters, objective)
+    if spread is not None:
+        record["spread"] = asdict(spread)
+    matched = metadata.matched(mapping.building_clusters, record)
+    if any(isinstance(each, SharedAssignment) for each in assignments):
+        matched = replace(matched, decision="probability")
     write_model(proto, matched, output)
     return matched
 
@@ -156,14 +178,14 @@ class Spread:
 
 
 def spread_over_draws(
-    planes: Sequence[Planes], labels: Sequence[Labels], support: Support, objective: Objective
+    assignments: Sequence[Assignment], labels: Sequence[Labels], count: int, objective: Objective
 ) -> Spread | None:
     """See `Spread`; None where there are too few labels to leave some out.
 
     Args:
-        planes: clusters of each region, uint8 [H, W].
+        assignments: of each region, to `count` clusters.
         labels: of each region, uint8 [H, W].
-        support: of all labels.
+        count: of clusters.
         objective: of the matching.
     """
     draws = Draws()
@@ -172,28 +194,27 @@ def spread_over_draws(
         return None
     found = []
     for seed in range(draws.count):
-        drawn = total_support(planes, units.draw(labels, draws, seed), len(support.building))
-        rest = Support(support.building - drawn.building, support.background - drawn.background)
-        if not all(counts.any() for part in (drawn, rest) for counts in (part.building, part.background)):
+        drawn = units.draw(labels, draws, seed)
+        rest = [np.where(part == UNLABELLED, plane, UNLABELLED) for part, plane in zip(drawn, labels, strict=True)]
+        if not all((*count_labels(drawn), *count_labels(rest))):
             return None
-        inside, wrong = rest.of(best_clusters(drawn, objective))
-        found.append(inside / (int(rest.building.sum()) + wrong))
+        chosen = best_mapping(assignments, drawn, count, objective).building_clusters
+        inside, wrong = _entering(assignments, rest, chosen).of(range(len(chosen)))
+        found.append(inside / (count_labels(rest)[0] + wrong))
     return Spread(units.kind, units.count, draws.count, float(np.mean(found)), float(np.std(found)))
 
 
 def _record(
-    support: Support, chosen: tuple[int, ...], objective: Objective, sources: Sequence[RegionSource]
+    support: Support, mapping: Mapping, objective: Objective, sources: Sequence[RegionSource]
 ) -> dict[str, Any]:
     """What the metadata say of a matching."""
-    inside, wrong = support.of(chosen)
-    building, background = int(support.building.sum()), int(support.background.sum())
     return {
         "objective": objective,
         "labels": [source.to_record() for source in sources],
-        "building_pixels": building,
-        "background_pixels": background,
-        "iou": inside / (building + wrong),
-        "accuracy": (inside + background - wrong) / (building + background),
+        "building_pixels": int(support.building.sum()),
+        "background_pixels": int(support.background.sum()),
+        "iou": mapping.iou,
+        "accuracy": mapping.accuracy,
         "support": [
             [int(count) for count in counts] for counts in zip(support.building, support.background, strict=True)
         ],

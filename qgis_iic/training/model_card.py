@@ -142,12 +142,17 @@ def _matching(metadata: ModelMetadata) -> str:
         return f"## Mapping\n\nBuildings are the clusters {_numbers(metadata.building_clusters)}, set by hand."
     rasters = _numbers(dict.fromkeys(f"`{label['imagery']}`" for label in matching["labels"]))
     text = "## Mapping\n\n"
-    if metadata.decision == "probability":
+    if "head" in matching:
         head = matching["head"]
         text += (
             f"The building head ({head['kind']}) decides: a building is where its probability is at least one half. On "
             f"{head['pixels']} labelled pixels it reaches an IoU of {head['iou']:.3f}. The clusters are matched beside "
             "it.\n\n"
+        )
+    elif metadata.decision == "probability":
+        text += (
+            "A building is where the shares of the building clusters in the softmax add up to one half, whatever the "
+            "largest cluster is.\n\n"
         )
     text += (
         f"Buildings are the clusters {_numbers(metadata.building_clusters)}: best by `{matching['objective']}` on "

@@ -20,6 +20,8 @@ from qgis_iic.protocol.model_metadata import IMAGE_INPUT, ModelMetadata
 
 FEATURES = "features"
 """Tensor inside the graph, float32 [N, F, H / stride, W / stride], on which the heads act."""
+COARSE_LOGITS = "coarse_logits"
+"""What they make of it, float32 [N, classes + clusters, H / stride, W / stride], the main head first."""
 
 Kind = Literal["fp16", "int8"]
 """Of the copies of a model."""

@@ -20,7 +20,9 @@ from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
+from qgis_iic.training.assignments import Assignment, SharedAssignment, WholeAssignment
 from qgis_iic.training.labels import UNLABELLED, Labels, labelled_blocks, labelled_window, read_labels
+from qgis_iic.training.model_file import COARSE_LOGITS, open_inner, read_model
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,9 @@ class Region:
         valid: bool [H, W].
         labels: uint8 [H, W], 255 where unlabelled or not valid.
         clusters, classes, probability: the network's answer, uint8 [H, W], 255 where not valid.
+        logits: float16 [clusters, h, w] of the over-clustering head at feature resolution, less the largest of each
+            place; 0 where the network did not run, None for a graph of another make.
+        corner: row and column of the region's first pixel, counted from the first feature's corner.
     """
 
     source: RegionSource
@@ -91,6 +96,18 @@ class Region:
     clusters: NDArray[np.uint8]
     classes: NDArray[np.uint8]
     probability: NDArray[np.uint8]
+    logits: NDArray[np.float16] | None = None
+    corner: tuple[int, int] = (0, 0)
+
+    def assignment(self, metadata: ModelMetadata) -> Assignment:
+        """Of its pixels to the clusters of the model: by shares, where its logits are known."""
+        if self.logits is None:
+            return self.whole_assignment(metadata)
+        return SharedAssignment(self.logits, self.corner, self.clusters != NODATA, metadata.stride)
+
+    def whole_assignment(self, metadata: ModelMetadata) -> Assignment:
+        """Of each pixel to its largest cluster."""
+        return WholeAssignment(self.clusters, metadata.clusters)
 
 
 @contextmanager
@@ -121,5 +138,37 @@ def read_region(source: RegionSource, model: Path, metadata: ModelMetadata) -> R
     with labelled_plan(source, metadata) as (made, labels):
         values, valid = made.reader.read(made.window)
         planes = answer(Session(model), made)
+        logits, corner = _read_logits(made, model, metadata)
     labels = np.where(planes[0] == NODATA, UNLABELLED, labels).astype(np.uint8)
-    return Region(source, values, valid, labels, *planes)
+    clusters, classes, probability = planes
+    return Region(source, values, valid, labels, clusters, classes, probability, logits, corner)
+
+
+def _read_logits(
+    made: Plan, model: Path, metadata: ModelMetadata
+) -> tuple[NDArray[np.float16] | None, tuple[int, int]]:
+    """`logits` and `corner` of the region of a plan, see `Region`."""
+    proto, _ = read_model(model)
+    if not any(COARSE_LOGITS in node.output for node in proto.graph.node):
+        return None, (0, 0)
+    compute = open_inner(proto, COARSE_LOGITS)
+    mean = np.asarray(metadata.mean, np.float32)[:, None, None]
+    step, window = metadata.stride, made.window
+    first_row, first_col = window.row // step, window.col // step
+    last_row, last_col = -(-(window.row + window.height) // step), -(-(window.col + window.width) // step)
+    logits = np.zeros((metadata.clusters, last_row - first_row, last_col - first_col), np.float16)
+    for tile in (tile for row in made.rows for tile in row):
+        values, valid = made.reader.read(tile.window)
+        core = tile.core
+        if not valid[core.slices_in(tile.window)].any():
+            continue
+        found = compute(np.where(valid, values, mean)[None])[0, metadata.classes :]
+        # A core that the region cuts in the middle of a feature takes the whole of it.
+        rows = slice(core.row // step, -(-(core.row + core.height) // step))
+        cols = slice(core.col // step, -(-(core.col + core.width) // step))
+        top, left = tile.window.row // step, tile.window.col // step
+        part = found[:, rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
+        logits[:, rows.start - first_row : rows.stop - first_row, cols.start - first_col : cols.stop - first_col] = (
+            part - part.max(axis=0)
+        )
+    return logits, (window.row % step, window.col % step)

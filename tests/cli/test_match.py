@@ -89,7 +89,7 @@ def test_points_and_polygons_without_an_area(scene: Path, tmp_path: Path) -> Non
     status, output = invoke(scene, "--labels", examples(tmp_path / "examples.geojson", 6, 8))
     assert status == 0, output
     assert "Building clusters: 3\n" in output
-    assert "2 of 4 clusters have no labelled pixel" in output
+    assert "2 of 4 clusters are the largest of no labelled pixel" in output
     assert "| 3 |" in output
     assert "| 1.000 | yes |" in output
     assert "5 draws from 15 features: IoU 1.000 ± 0.000" in output

@@ -14,15 +14,15 @@ from shapely.geometry import Point
 from qgis_iic.protocol.errors import LabelsInvalid, ModelInvalid, ModelNotFound
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training import matching
+from qgis_iic.training.assignments import Support, WholeAssignment
 from qgis_iic.training.matching import (
-    Support,
-    best_by_accuracy,
-    best_by_iou,
-    count_support,
+    Objective,
+    best_mapping,
+    best_prefix,
+    by_purity,
     match,
     match_by_hand,
     spread_over_draws,
-    total_support,
 )
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.regions import Region, RegionSource, read_region
@@ -37,57 +37,56 @@ def support_of(pairs: list[tuple[int, int]]) -> Support:
     return Support(np.array(building), np.array(background))
 
 
+def best(support: Support, objective: Objective) -> tuple[int, ...]:
+    """The clusters that are buildings where pixels belong to them as a whole."""
+    order = by_purity(support)
+    entering = Support(support.building[order], support.background[order])
+    return tuple(sorted(order[: best_prefix(entering, support.building.sum(), objective)]))
+
+
 def iou(support: Support, chosen: tuple[int, ...]) -> float:
     inside, wrong = support.of(chosen)
-    union = int(support.building.sum()) + wrong
-    return inside / union if union else 0.0
+    union = support.building.sum() + wrong
+    return float(inside / union) if union else 0.0
 
 
-def hits(support: Support, chosen: tuple[int, ...]) -> int:
+def hits(support: Support, chosen: tuple[int, ...]) -> float:
     inside, wrong = support.of(chosen)
-    return inside + int(support.background.sum()) - wrong
+    return float(inside + support.background.sum() - wrong)
 
 
 def subsets(count: int) -> list[tuple[int, ...]]:
     return [chosen for size in range(count + 1) for chosen in combinations(range(count), size)]
 
 
-def test_counts_by_hand() -> None:
-    clusters = np.array([[0, 1, 1], [2, 255, 0]], np.uint8)
-    labels = np.array([[1, 1, 0], [255, 1, 0]], np.uint8)
-    support = count_support(clusters, labels, 3)
-    assert support.building.tolist() == [1, 1, 0]  # the building pixel without data has no cluster
-    assert support.background.tolist() == [1, 1, 0]  # cluster 2 is there but not labelled
-
-
 def test_objectives_by_hand() -> None:
     # Purity 0.8, 0.4, 0.1: the majority is a building in the first only. IoU of the prefixes: 8 / 22, 16 / 34, 18 / 54
     # of 20 building pixels in all, the last two of which are in the third cluster.
     support = support_of([(8, 2), (8, 12), (2, 18), (2, 0)])
-    assert best_by_accuracy(support) == (0, 3)
+    assert best(support, "accuracy") == (0, 3)
     assert iou(support, (3, 0)) == 10 / 22
     assert iou(support, (3, 0, 1)) == 18 / 34
     assert iou(support, (3, 0, 1, 2)) == 20 / 52
-    assert best_by_iou(support) == (0, 1, 3)
+    assert best(support, "iou") == (0, 1, 3)
 
 
 @given(counts)
 def test_no_set_of_clusters_has_a_larger_iou(pairs: list[tuple[int, int]]) -> None:
     support = support_of(pairs)
-    best = max(iou(support, chosen) for chosen in subsets(len(pairs)))
-    assert iou(support, best_by_iou(support)) == pytest.approx(best, abs=1e-12)
+    largest = max(iou(support, chosen) for chosen in subsets(len(pairs)))
+    assert iou(support, best(support, "iou")) == pytest.approx(largest, abs=1e-12)
 
 
 @given(counts)
 def test_no_set_of_clusters_is_more_accurate(pairs: list[tuple[int, int]]) -> None:
     support = support_of(pairs)
-    assert hits(support, best_by_accuracy(support)) == max(hits(support, chosen) for chosen in subsets(len(pairs)))
+    assert hits(support, best(support, "accuracy")) == max(hits(support, chosen) for chosen in subsets(len(pairs)))
 
 
 @given(counts)
 def test_clusters_without_a_building_pixel_are_background(pairs: list[tuple[int, int]]) -> None:
     support = support_of(pairs)
-    for chosen in (best_by_iou(support), best_by_accuracy(support)):
+    for chosen in (best(support, "iou"), best(support, "accuracy")):
         assert all(support.building[cluster] > 0 for cluster in chosen)
 
 
@@ -170,8 +169,7 @@ def dense(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_spread_is_that_of_the_labels_left_out() -> None:
     clusters, labels = dense(0)
-    support = total_support([clusters], [labels], 3)
-    found = spread_over_draws([clusters], [labels], support, "iou")
+    found = spread_over_draws([WholeAssignment(clusters, 3)], [labels], 3, "iou")
     assert found is not None
     assert (found.kind, found.units, found.draws) == ("tiles", 16, 5)
     assert found.iou == pytest.approx((0.9 + 0.5) / (1.4 + 0.1 + 0.5), abs=0.01)
@@ -187,9 +185,9 @@ def test_what_is_drawn_is_not_scored() -> None:
         clusters[row : row + 3, col : col + 3] = index + 1
         labels[row : row + 3, col : col + 3] = 1
         labels[row + 30 : row + 33, col : col + 3] = 0
-    support = total_support([clusters], [labels], 11)
-    assert iou(support, best_by_iou(support)) == 1
-    found = spread_over_draws([clusters], [labels], support, "iou")
+    whole = [WholeAssignment(clusters, 11)]
+    assert best_mapping(whole, [labels], 11, "iou").iou == 1
+    found = spread_over_draws(whole, [labels], 11, "iou")
     assert found is not None
     assert (found.kind, found.units, found.iou, found.deviation) == ("features", 20, 0, 0)
 
@@ -200,10 +198,10 @@ def test_too_few_labels_have_no_spread() -> None:
     four_features = np.full_like(labels, 255)
     four_features[[5, 5, 9, 9], [5, 9, 5, 9]] = [0, 1, 1, 0]
     for few in (four_tiles, four_features):
-        assert spread_over_draws([clusters], [few], total_support([clusters], [few], 3), "iou") is None
+        assert spread_over_draws([WholeAssignment(clusters, 3)], [few], 3, "iou") is None
     half = np.where(np.arange(256) < 192, 0, labels).astype(np.uint8)
     half[64:] = 0  # one tile of sixteen holds all buildings
-    assert spread_over_draws([clusters], [half], total_support([clusters], [half], 3), "iou") is None
+    assert spread_over_draws([WholeAssignment(clusters, 3)], [half], 3, "iou") is None
 
 
 def test_the_spread_is_on_record(tmp_path: Path) -> None:

@@ -195,7 +195,12 @@ def test_the_card_says_how_clusters_were_matched() -> None:
     assert "best by `iou` on 10 building and 20 background pixels" in plain
     assert "draws of" not in plain
     assert "--objective iou --output" in plain
-    probed = model_card(metadata(matching={**record, "head": {"kind": "probe"}}), "test.onnx")
+    assert "add up to one half" not in plain
+    assert "add up to one half" in model_card(metadata(matching=record, decision="probability"), "test.onnx")
+    head = {"kind": "probe", "pixels": 30, "iou": 0.25, "accuracy": 0.5}
+    probed = model_card(metadata(matching={**record, "head": head}, decision="probability"), "test.onnx")
+    assert "The building head (probe) decides" in probed
+    assert "add up to one half" not in probed
     assert "--objective iou --head probe --output" in probed
     spread = {"kind": "features", "units": 30, "draws": 5, "iou": 0.4, "deviation": 0.02}
     assert "5 draws of features, it reaches 0.400 ± 0.020 on the rest" in model_card(

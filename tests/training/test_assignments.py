@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qgis_iic.engine.session import Session
+from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY
+from qgis_iic.training import assignments
+from qgis_iic.training.assignments import SharedAssignment, Support, WholeAssignment
+from qgis_iic.training.export import build_model
+from qgis_iic.training.matching import best_mapping, match
+from qgis_iic.training.model_file import read_model, write_model
+from qgis_iic.training.network import IICNetwork
+from qgis_iic.training.regions import Region, RegionSource, read_region
+from tests.onnx_models import metadata
+from tests.rasters import write_raster
+from tests.training.scenes import village
+
+K = 5
+
+
+def lists(support: Support) -> list[list[float]]:
+    return [support.building.tolist(), support.background.tolist()]
+
+
+def test_whole_pixels_by_hand() -> None:
+    clusters = np.array([[0, 1, 1], [2, 255, 0]], np.uint8)
+    labels = np.array([[1, 1, 0], [255, 1, 0]], np.uint8)
+    whole = WholeAssignment(clusters, 3)
+    # The building pixel without data has no cluster; cluster 2 is there and not labelled.
+    assert lists(whole.support(labels)) == [[1, 1, 0], [1, 1, 0]]
+    assert lists(whole.entering(labels, [2, 1])) == [[0, 1], [0, 1]]
+    assert whole.buildings([1, 2]).tolist() == [[False, True, True], [True, False, False]]
+
+
+def shared(shares: list[list[float]], valid: list[bool]) -> SharedAssignment:
+    """A row of places of two by two pixels each, all with the same shares, so that nothing is interpolated."""
+    logits = np.log(np.array(shares, np.float32).T[:, None])
+    return SharedAssignment(logits.astype(np.float16), (0, 0), np.repeat(valid, 2)[None].repeat(2, axis=0), 2)
+
+
+def test_shares_by_hand() -> None:
+    one = shared([[0.4, 0.35, 0.25]], [True])
+    labels = np.array([[1, 0], [255, 1]], np.uint8)
+    found = one.support(labels)
+    assert found.building == pytest.approx([0.8, 0.7, 0.5], abs=1e-3)
+    assert found.background == pytest.approx([0.4, 0.35, 0.25], abs=1e-3)
+    # Its largest cluster alone is no building, two of them are.
+    assert not one.buildings([0]).any()
+    assert one.buildings([0, 2]).all()
+    assert lists(one.entering(labels, [0, 2, 1])) == [[0, 2, 0], [0, 1, 0]]
+    assert lists(one.entering(labels, [0])) == [[0], [0]]
+
+
+def test_what_has_no_data_is_no_building_and_supports_nothing() -> None:
+    half = shared([[0.9, 0.1], [0.9, 0.1]], [True, False])
+    labels = np.ones((2, 4), np.uint8)
+    assert half.buildings([0]).tolist() == [[True, True, False, False]] * 2
+    assert half.support(labels).building.sum() == pytest.approx(4, abs=1e-3)
+    assert lists(half.entering(labels, [0, 1])) == [[4, 0], [0, 0]]
+
+
+@pytest.fixture
+def random_region() -> tuple[SharedAssignment, np.ndarray]:
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 2, (K, 20, 30))
+    logits -= logits.max(axis=0)
+    valid = random.random((38, 57)) < 0.9
+    labels = np.where(random.random(valid.shape) < 0.2, 255, random.random(valid.shape) < 0.4).astype(np.uint8)
+    return SharedAssignment(logits.astype(np.float16), (1, 1), valid, 2), labels
+
+
+def test_what_enters_is_what_becomes_a_building(random_region: tuple[SharedAssignment, np.ndarray]) -> None:
+    assignment, labels = random_region
+    order = [3, 0, 4, 1]
+    entering = assignment.entering(labels, order)
+    for length in range(len(order) + 1):
+        mask = assignment.buildings(order[:length])
+        counted = [int((mask & (labels == kind)).sum()) for kind in (1, 0)]
+        assert list(entering.of(range(length))) == counted
+
+
+def test_parts_do_not_matter(
+    random_region: tuple[SharedAssignment, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assignment, labels = random_region
+    at_once = assignment.buildings([0, 3]), *lists(assignment.support(labels))
+    monkeypatch.setattr(assignments, "PART_VALUES", 3 * 57 * K)  # three rows at a time
+    in_parts = assignment.buildings([0, 3]), *lists(assignment.support(labels))
+    assert np.array_equal(at_once[0], in_parts[0])
+    np.testing.assert_allclose(at_once[1:], in_parts[1:], rtol=1e-5)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.manual_seed(1)
+    network = IICNetwork(3, 0.125, (1, 1, 2, 2, 2, 2), clusters=K, classes=3).eval()
+    facts = metadata(clusters=K, classes=3, building_clusters=None, halo=20, stride=2, tile_size=96)
+    write_model(build_model(network, (facts.mean, facts.std)), facts, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> RegionSource:
+    values, labels = village(160, 0)
+    valid = np.ones(labels.shape, np.bool_)
+    valid[:40, :50] = False
+    imagery = write_raster(tmp_path / "scene.tif", values.astype(np.uint8), valid=valid)
+    # Odd on all sides: features lie across the region's rim.
+    return RegionSource(imagery, write_raster(tmp_path / "labels.tif", labels[None]), window=Window(7, 5, 141, 133))
+
+
+def test_shares_decide_as_the_engine_does(model: Path, source: RegionSource) -> None:
+    _, facts = read_model(model)
+    region = read_region(source, model, facts)
+    assert isinstance(region.assignment(facts), SharedAssignment)
+    for chosen in ((0, 2), (1, 3, 4)):
+        matched = facts.matched(chosen, {})
+        write_model(read_model(model)[0], matched, model)
+        expected = read_region(source, model, matched)
+        found = region.assignment(facts).buildings(chosen)
+        wanted = (expected.probability >= LEAST_BUILDING_PROBABILITY) & (expected.clusters != 255)
+        # All but the rim, where the engine also interpolates what lies beyond, and what half precision turns.
+        inner = slice(2, -2), slice(2, -2)
+        assert 0.05 < wanted[inner].mean() < 0.95
+        assert (found == wanted)[inner].mean() > 0.999
+        assert not found[expected.clusters == 255].any()
+        assert (expected.clusters == 255).any()
+
+
+def test_matching_by_shares_lets_the_probability_decide(model: Path, source: RegionSource) -> None:
+    _, facts = read_model(model)
+    region = read_region(source, model, facts)
+    matched = match(model, [source], "iou", model)
+    assert matched.decision == "probability"
+    assert matched.matching["iou"] == pytest.approx(iou_of(region, facts, matched.building_clusters))
+    pure = [matched.matching["support"][cluster] for cluster in range(K)]
+    assert sum(map(sum, pure)) == int((region.labels != 255).sum())
+    assert Session(model).decision == "probability"
+    assert Session(model, building_clusters=(1,)).decision == "clusters"
+    # No other prefix of the order does better; of the clusters' own pixels another mapping may.
+    whole = best_mapping([region.whole_assignment(facts)], [region.labels], K, "iou")
+    assert iou_of(region, facts, matched.building_clusters) >= iou_of(region, facts, whole.building_clusters) - 0.01
+
+
+def iou_of(region: Region, facts: object, chosen: tuple[int, ...] | None) -> float:
+    mask = region.assignment(facts).buildings(chosen or ())  # type: ignore[arg-type]
+    building, background = (mask & (region.labels == kind) for kind in (1, 0))
+    return float(building.sum() / ((region.labels == 1).sum() + background.sum()))
