@@ -8,7 +8,7 @@ another cluster of its kind, keeps its sum.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,10 @@ from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
 
 LEAST_SHARE = (LEAST_BUILDING_PROBABILITY - 0.5) / PROBABILITY_SCALE
 """Of the building clusters together, where the probability that the engine writes as a byte makes a building."""
-PART_VALUES = 2**24
-"""Shares that are computed at a time."""
+SHARES_AT_A_TIME = 2**22
 
 Counts = NDArray[np.float64]
+Pixels = tuple[NDArray[np.intp], ...]
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Assignment(ABC):
         """
 
     @abstractmethod
-    def buildings(self, chosen: Iterable[int]) -> NDArray[np.bool_]:
-        """Where buildings are if these clusters are, bool [H, W]."""
+    def buildings(self, mappings: Sequence[Sequence[int]]) -> list[NDArray[np.bool_]]:
+        """Where buildings are by several sets of building clusters, bool [H, W] each."""
 
 
 class WholeAssignment(Assignment):
@@ -91,15 +91,15 @@ class WholeAssignment(Assignment):
         support, places = self.support(labels), list(order)
         return Support(support.building[places], support.background[places])
 
-    def buildings(self, chosen: Iterable[int]) -> NDArray[np.bool_]:
-        return np.isin(self._clusters, list(chosen))
+    def buildings(self, mappings: Sequence[Sequence[int]]) -> list[NDArray[np.bool_]]:
+        return [np.isin(self._clusters, chosen) for chosen in mappings]
 
 
 class SharedAssignment(Assignment):
     """Each pixel to all clusters, by the softmax of their logits.
 
     Args:
-        logits: float16 [K, h, w], at feature resolution, less the largest of each place.
+        logits: float16 [h, w, K], at feature resolution, less the largest of each place.
         corner: row and column of the region's first pixel, counted from the first feature's corner.
         valid: bool [H, W], where the network answered.
         stride: pixels per feature along each axis.
@@ -108,69 +108,67 @@ class SharedAssignment(Assignment):
     def __init__(
         self, logits: NDArray[np.float16], corner: tuple[int, int], valid: NDArray[np.bool_], stride: int
     ) -> None:
-        super().__init__(len(logits))
-        self._stride = stride
+        super().__init__(logits.shape[2])
         self._logits = logits
         self._corner = corner
         self._valid = valid
+        self._stride = stride
 
     def support(self, labels: Labels) -> Support:
         found = Support.none(self.count)
-        for known, shares in self._labelled_shares(labels):
-            found += Support(
-                *(shares[:, known == kind].sum(axis=1, dtype=np.float64) for kind in (BUILDING, BACKGROUND))
-            )
+        for pixels, shares in self._shares(self._valid & (labels != UNLABELLED)):
+            known = labels[pixels]
+            sums = (shares[known == kind].sum(axis=0, dtype=np.float64) for kind in (BUILDING, BACKGROUND))
+            found += Support(*sums)
         return found
 
     def entering(self, labels: Labels, order: Sequence[int]) -> Support:
         found = Support.none(len(order))
-        for known, shares in self._labelled_shares(labels):
-            sums = np.cumsum(shares[list(order)], axis=0) >= LEAST_SHARE
-            first = np.where(sums.any(axis=0), sums.argmax(axis=0), len(order))
+        for pixels, shares in self._shares(self._valid & (labels != UNLABELLED)):
+            known = labels[pixels]
+            reached = np.cumsum(shares[:, list(order)], axis=1) >= LEAST_SHARE
+            first = np.where(reached.any(axis=1), reached.argmax(axis=1), len(order))
             counted = (np.bincount(first[known == kind], minlength=len(order) + 1) for kind in (BUILDING, BACKGROUND))
             found += Support(*(each[: len(order)].astype(np.float64) for each in counted))
         return found
 
-    def buildings(self, chosen: Iterable[int]) -> NDArray[np.bool_]:
-        found, clusters = np.zeros(self._valid.shape, np.bool_), list(chosen)
-        for part in self._parts(self._valid):
-            found[part] = self._shares(*part)[clusters].sum(axis=0) >= LEAST_SHARE
-        return found & self._valid
+    def buildings(self, mappings: Sequence[Sequence[int]]) -> list[NDArray[np.bool_]]:
+        chosen = np.zeros((self.count, len(mappings)), np.float32)
+        for number, mapping in enumerate(mappings):
+            chosen[list(mapping), number] = 1
+        found = np.zeros((*self._valid.shape, len(mappings)), np.bool_)
+        for pixels, shares in self._shares(self._valid):
+            found[pixels] = shares @ chosen >= LEAST_SHARE
+        return list(np.moveaxis(found, -1, 0))
 
-    def _labelled_shares(self, labels: Labels) -> Iterator[tuple[Labels, NDArray[np.float32]]]:
-        """Labels [n] and shares [K, n] of the labelled pixels, part by part."""
-        wanted = self._valid & (labels != UNLABELLED)
-        for part in self._parts(wanted):
-            yield labels[part][wanted[part]], self._shares(*part)[:, wanted[part]]
+    def _shares(self, wanted: NDArray[np.bool_]) -> Iterator[tuple[Pixels, NDArray[np.float32]]]:
+        """Rows and columns [n] of the wanted pixels, some at a time, and their softmax, float32 [n, K]."""
+        places = np.flatnonzero(wanted)
+        step = SHARES_AT_A_TIME // self.count
+        for start in range(0, len(places), step):
+            pixels = np.unravel_index(places[start : start + step], wanted.shape)
+            logits = self._interpolated(pixels)
+            logits -= logits.max(axis=1, keepdims=True)
+            np.exp(logits, out=logits)
+            logits /= logits.sum(axis=1, keepdims=True)
+            yield pixels, logits
 
-    def _parts(self, wanted: NDArray[np.bool_]) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of parts that together hold all wanted pixels."""
-        height, width = wanted.shape
-        step = max(1, PART_VALUES // (self.count * max(1, width)))
-        for start in range(0, height, step):
-            rows = slice(start, min(start + step, height))
-            cols = np.flatnonzero(wanted[rows].any(axis=0))
-            if len(cols):
-                yield rows, slice(int(cols[0]), int(cols[-1]) + 1)
-
-    def _shares(self, rows: slice, cols: slice) -> NDArray[np.float32]:
-        """The softmax of a part at full resolution, float32 [K, rows, columns]."""
-        logits: NDArray[np.floating] = self._logits
-        for axis, part in ((1, rows), (2, cols)):
-            pixels = np.arange(part.start, part.stop) + self._corner[axis - 1]
-            logits = _interpolated(logits, pixels, self._stride, axis)
-        shares: NDArray[np.float32] = np.exp(logits - logits.max(axis=0))
-        shares /= shares.sum(axis=0)
-        return shares
+    def _interpolated(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Logits of pixels, float32 [n, K], bilinear between those of the features, as the graph upsamples them."""
+        (top, bottom, down), (left, right, across) = (
+            _neighbours(each + corner, self._stride, size)
+            for each, corner, size in zip(pixels, self._corner, self._logits.shape[:2], strict=True)
+        )
+        upper, lower = (
+            self._logits[rows, left] * (1 - across) + self._logits[rows, right] * across for rows in (top, bottom)
+        )
+        return (upper * (1 - down) + lower * down).astype(np.float32, copy=False)
 
 
-def _interpolated(
-    features: NDArray[np.floating], pixels: NDArray[np.intp], stride: int, axis: int
-) -> NDArray[np.float32]:
-    """Linear interpolation of a map at feature resolution at some pixels along an axis, as the graph upsamples it."""
-    places = np.clip((pixels + 0.5) / stride - 0.5, 0, features.shape[axis] - 1)
+def _neighbours(
+    pixels: NDArray[np.intp], stride: int, size: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """The features before and behind each pixel along an axis of `size`, and the weight of the latter, [n, 1]."""
+    places = np.clip((pixels + 0.5) / stride - 0.5, 0, size - 1)
     low = places.astype(np.intp)
-    high = np.minimum(low + 1, features.shape[axis] - 1)
-    weight = (places - low).astype(np.float32).reshape([-1 if each == axis else 1 for each in range(features.ndim)])
-    below, above = (features.take(each, axis).astype(np.float32) for each in (low, high))
-    return below + weight * (above - below)
+    return low, np.minimum(low + 1, size - 1), (places - low).astype(np.float32)[:, None]

@@ -82,7 +82,7 @@ def run_benchmark(
         settings.append({**found, "kind": kind})
         if kind == "own":
             mapping = found["mappings"]["iou" if setting.match else FILE]["building_clusters"]
-            masks = [region.assignment(known).buildings(mapping) for region in setting.score]
+            masks = [region.assignment(known).buildings([mapping])[0] for region in setting.score]
             examples[name] = choose_examples(setting.score, masks)
     figures = {
         "draws": asdict(protocol.draws),

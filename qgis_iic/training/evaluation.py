@@ -27,12 +27,11 @@ from qgis_iic.training.baselines import (
 )
 from qgis_iic.training.draws import draw_each
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
-from qgis_iic.training.matching import Objective, best_mapping, check_labels, total_support
+from qgis_iic.training.matching import OBJECTIVES, best_mappings, check_labels, total_support
 from qgis_iic.training.places import Draws
 from qgis_iic.training.regions import Region
 from qgis_iic.training.supervised import Supervised
 
-OBJECTIVES: tuple[Objective, ...] = ("iou", "accuracy")
 FILE = "file"
 """Name of the mapping in the model's metadata, among those of `evaluate`."""
 OVER_CLUSTERING = "IIC over-clustering head"
@@ -158,7 +157,7 @@ def evaluate(
         raise LabelsInvalid(f"{setting.name} holds no labelled pixel to score on where the imagery has data.")
     mappings = _mappings(setting, metadata)
     assignments = [region.assignment(metadata) for region in setting.score]
-    found = {name: [each.buildings(chosen) for each in assignments] for name, chosen in mappings.items()}
+    found = dict(zip(mappings, _predictions(assignments, list(mappings.values())), strict=True))
     rows = [
         _row("all background", "", [ground.measures(nothing)]),
         *_undrawn_rows(setting, metadata, found, ground),
@@ -218,8 +217,8 @@ def _mappings(setting: Setting, metadata: ModelMetadata) -> dict[str, tuple[int,
         assignments = [region.assignment(metadata) for region in setting.match]
         labels = [region.labels for region in setting.match]
         check_labels(labels, "all to match on")
-        for objective in OBJECTIVES:
-            mappings[objective] = best_mapping(assignments, labels, metadata.clusters, objective).building_clusters
+        for objective, mapping in best_mappings(assignments, labels, metadata.clusters).items():
+            mappings[objective] = mapping.building_clusters
     return mappings
 
 
@@ -290,16 +289,22 @@ def _clusterings(setting: Setting, metadata: ModelMetadata, baselines: bool) -> 
 
 def _matched_rows(clustering: _Clustering, drawn: Sequence[Sequence[Labels]], ground: Ground) -> list[dict[str, Any]]:
     """A row for either objective."""
-    scored: dict[tuple[int, ...], dict[str, float]] = {}  # draws often agree on the mapping
+    found = [best_mappings(clustering.match, labels, clustering.count) for labels in drawn]
+    distinct = list({each[objective].building_clusters for each in found for objective in OBJECTIVES})
+    predictions = _predictions(clustering.score, distinct)
+    scored = {chosen: ground.measures(masks) for chosen, masks in zip(distinct, predictions, strict=True)}
     rows = []
     for objective in OBJECTIVES:
-        mappings = [
-            best_mapping(clustering.match, labels, clustering.count, objective).building_clusters for labels in drawn
-        ]
-        for chosen in set(mappings) - scored.keys():
-            scored[chosen] = ground.measures([each.buildings(chosen) for each in clustering.score])
+        mappings = [each[objective].building_clusters for each in found]
         rows.append(_row(clustering.name, objective, [scored[chosen] for chosen in mappings]))
     return rows
+
+
+def _predictions(
+    assignments: Sequence[Assignment], mappings: Sequence[tuple[int, ...]]
+) -> list[tuple[Prediction, ...]]:
+    """Of each mapping for all regions."""
+    return list(zip(*(each.buildings(mappings) for each in assignments), strict=True))
 
 
 def _linear_row(

@@ -27,6 +27,7 @@ from qgis_iic.training.places import Draws
 from qgis_iic.training.regions import RegionSource, in_blocks, read_region
 
 Objective = Literal["iou", "accuracy"]
+OBJECTIVES: tuple[Objective, ...] = ("iou", "accuracy")
 MANUAL = "manual"
 """What the metadata name as the objective of a mapping that a person chose."""
 FEWEST_UNITS = 6
@@ -48,21 +49,21 @@ class Mapping:
     accuracy: float
 
 
-def best_mapping(
-    assignments: Sequence[Assignment], labels: Sequence[Labels], count: int, objective: Objective
-) -> Mapping:
-    """The best mapping of `count` clusters by labels of both kinds, uint8 [H, W] of each region."""
-    support = total_support(assignments, labels, count)
-    order = by_purity(support)
+def best_mappings(assignments: Sequence[Assignment], labels: Sequence[Labels], count: int) -> dict[Objective, Mapping]:
+    """The best mapping of `count` clusters for either objective, by labels of both kinds, uint8 [H, W] a region."""
+    order = by_purity(total_support(assignments, labels, count))
     entering = _entering(assignments, labels, order)
     building, background = count_labels(labels)
-    length = best_prefix(entering, building, objective)
-    inside, wrong = entering.of(range(length))
-    return Mapping(
-        tuple(sorted(order[:length])),
-        inside / (building + wrong),
-        (inside + background - wrong) / (building + background),
-    )
+    mappings: dict[Objective, Mapping] = {}
+    for objective in OBJECTIVES:
+        length = best_prefix(entering, building, objective)
+        inside, wrong = entering.of(range(length))
+        mappings[objective] = Mapping(
+            tuple(sorted(order[:length])),
+            inside / (building + wrong),
+            (inside + background - wrong) / (building + background),
+        )
+    return mappings
 
 
 def by_purity(support: Support) -> list[int]:
@@ -133,7 +134,7 @@ def match(model: Path, sources: Iterable[RegionSource], objective: Objective, ou
     # The table of clusters counts pixels, each in its largest; the mapping may go by their shares.
     support = total_support([region.whole_assignment(metadata) for region in regions], labels, metadata.clusters)
     assignments = [region.assignment(metadata) for region in regions]
-    mapping = best_mapping(assignments, labels, metadata.clusters, objective)
+    mapping = best_mappings(assignments, labels, metadata.clusters)[objective]
     record = _record(support, mapping, objective, named)
     spread = spread_over_draws(assignments, labels, metadata.clusters, objective)
     if spread is not None:
@@ -198,7 +199,7 @@ def spread_over_draws(
         rest = [np.where(part == UNLABELLED, plane, UNLABELLED) for part, plane in zip(drawn, labels, strict=True)]
         if not all((*count_labels(drawn), *count_labels(rest))):
             return None
-        chosen = best_mapping(assignments, drawn, count, objective).building_clusters
+        chosen = best_mappings(assignments, drawn, count)[objective].building_clusters
         inside, wrong = _entering(assignments, rest, chosen).of(range(len(chosen)))
         found.append(inside / (count_labels(rest)[0] + wrong))
     return Spread(units.kind, units.count, draws.count, float(np.mean(found)), float(np.std(found)))

@@ -84,7 +84,7 @@ class Region:
         valid: bool [H, W].
         labels: uint8 [H, W], 255 where unlabelled or not valid.
         clusters, classes, probability: the network's answer, uint8 [H, W], 255 where not valid.
-        logits: float16 [clusters, h, w] of the over-clustering head at feature resolution, less the largest of each
+        logits: float16 [h, w, clusters] of the over-clustering head at feature resolution, less the largest of each
             place; 0 where the network did not run, None for a graph of another make.
         corner: row and column of the region's first pixel, counted from the first feature's corner.
     """
@@ -156,7 +156,7 @@ def _read_logits(
     step, window = metadata.stride, made.window
     first_row, first_col = window.row // step, window.col // step
     last_row, last_col = -(-(window.row + window.height) // step), -(-(window.col + window.width) // step)
-    logits = np.zeros((metadata.clusters, last_row - first_row, last_col - first_col), np.float16)
+    logits = np.zeros((last_row - first_row, last_col - first_col, metadata.clusters), np.float16)
     for tile in (tile for row in made.rows for tile in row):
         values, valid = made.reader.read(tile.window)
         core = tile.core
@@ -168,7 +168,6 @@ def _read_logits(
         cols = slice(core.col // step, -(-(core.col + core.width) // step))
         top, left = tile.window.row // step, tile.window.col // step
         part = found[:, rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
-        logits[:, rows.start - first_row : rows.stop - first_row, cols.start - first_col : cols.stop - first_col] = (
-            part - part.max(axis=0)
-        )
+        part = (part - part.max(axis=0)).transpose(1, 2, 0)
+        logits[rows.start - first_row : rows.stop - first_row, cols.start - first_col : cols.stop - first_col] = part
     return logits, (window.row % step, window.col % step)

@@ -12,7 +12,7 @@ from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY
 from qgis_iic.training import assignments
 from qgis_iic.training.assignments import SharedAssignment, Support, WholeAssignment
 from qgis_iic.training.export import build_model
-from qgis_iic.training.matching import best_mapping, match
+from qgis_iic.training.matching import best_mappings, match
 from qgis_iic.training.model_file import read_model, write_model
 from qgis_iic.training.network import IICNetwork
 from qgis_iic.training.regions import Region, RegionSource, read_region
@@ -34,12 +34,12 @@ def test_whole_pixels_by_hand() -> None:
     # The building pixel without data has no cluster; cluster 2 is there and not labelled.
     assert lists(whole.support(labels)) == [[1, 1, 0], [1, 1, 0]]
     assert lists(whole.entering(labels, [2, 1])) == [[0, 1], [0, 1]]
-    assert whole.buildings([1, 2]).tolist() == [[False, True, True], [True, False, False]]
+    assert whole.buildings([[1, 2]])[0].tolist() == [[False, True, True], [True, False, False]]
 
 
 def shared(shares: list[list[float]], valid: list[bool]) -> SharedAssignment:
     """A row of places of two by two pixels each, all with the same shares, so that nothing is interpolated."""
-    logits = np.log(np.array(shares, np.float32).T[:, None])
+    logits = np.log(np.array([shares], np.float32))
     return SharedAssignment(logits.astype(np.float16), (0, 0), np.repeat(valid, 2)[None].repeat(2, axis=0), 2)
 
 
@@ -50,8 +50,9 @@ def test_shares_by_hand() -> None:
     assert found.building == pytest.approx([0.8, 0.7, 0.5], abs=1e-3)
     assert found.background == pytest.approx([0.4, 0.35, 0.25], abs=1e-3)
     # Its largest cluster alone is no building, two of them are.
-    assert not one.buildings([0]).any()
-    assert one.buildings([0, 2]).all()
+    alone, together = one.buildings([[0], [0, 2]])
+    assert not alone.any()
+    assert together.all()
     assert lists(one.entering(labels, [0, 2, 1])) == [[0, 2, 0], [0, 1, 0]]
     assert lists(one.entering(labels, [0])) == [[0], [0]]
 
@@ -59,7 +60,7 @@ def test_shares_by_hand() -> None:
 def test_what_has_no_data_is_no_building_and_supports_nothing() -> None:
     half = shared([[0.9, 0.1], [0.9, 0.1]], [True, False])
     labels = np.ones((2, 4), np.uint8)
-    assert half.buildings([0]).tolist() == [[True, True, False, False]] * 2
+    assert half.buildings([[0]])[0].tolist() == [[True, True, False, False]] * 2
     assert half.support(labels).building.sum() == pytest.approx(4, abs=1e-3)
     assert lists(half.entering(labels, [0, 1])) == [[4, 0], [0, 0]]
 
@@ -67,8 +68,8 @@ def test_what_has_no_data_is_no_building_and_supports_nothing() -> None:
 @pytest.fixture
 def random_region() -> tuple[SharedAssignment, np.ndarray]:
     random = np.random.default_rng(0)
-    logits = random.normal(0, 2, (K, 20, 30))
-    logits -= logits.max(axis=0)
+    logits = random.normal(0, 2, (20, 30, K))
+    logits -= logits.max(axis=2, keepdims=True)
     valid = random.random((38, 57)) < 0.9
     labels = np.where(random.random(valid.shape) < 0.2, 255, random.random(valid.shape) < 0.4).astype(np.uint8)
     return SharedAssignment(logits.astype(np.float16), (1, 1), valid, 2), labels
@@ -78,8 +79,8 @@ def test_what_enters_is_what_becomes_a_building(random_region: tuple[SharedAssig
     assignment, labels = random_region
     order = [3, 0, 4, 1]
     entering = assignment.entering(labels, order)
-    for length in range(len(order) + 1):
-        mask = assignment.buildings(order[:length])
+    lengths = range(len(order) + 1)
+    for length, mask in zip(lengths, assignment.buildings([order[:length] for length in lengths]), strict=True):
         counted = [int((mask & (labels == kind)).sum()) for kind in (1, 0)]
         assert list(entering.of(range(length))) == counted
 
@@ -88,9 +89,9 @@ def test_parts_do_not_matter(
     random_region: tuple[SharedAssignment, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assignment, labels = random_region
-    at_once = assignment.buildings([0, 3]), *lists(assignment.support(labels))
-    monkeypatch.setattr(assignments, "PART_VALUES", 3 * 57 * K)  # three rows at a time
-    in_parts = assignment.buildings([0, 3]), *lists(assignment.support(labels))
+    at_once = assignment.buildings([[0, 3]])[0], *lists(assignment.support(labels))
+    monkeypatch.setattr(assignments, "SHARES_AT_A_TIME", 100 * K)
+    in_parts = assignment.buildings([[0, 3]])[0], *lists(assignment.support(labels))
     assert np.array_equal(at_once[0], in_parts[0])
     np.testing.assert_allclose(at_once[1:], in_parts[1:], rtol=1e-5)
 
@@ -122,7 +123,7 @@ def test_shares_decide_as_the_engine_does(model: Path, source: RegionSource) -> 
         matched = facts.matched(chosen, {})
         write_model(read_model(model)[0], matched, model)
         expected = read_region(source, model, matched)
-        found = region.assignment(facts).buildings(chosen)
+        found = region.assignment(facts).buildings([chosen])[0]
         wanted = (expected.probability >= LEAST_BUILDING_PROBABILITY) & (expected.clusters != 255)
         # All but the rim, where the engine also interpolates what lies beyond, and what half precision turns.
         inner = slice(2, -2), slice(2, -2)
@@ -143,11 +144,11 @@ def test_matching_by_shares_lets_the_probability_decide(model: Path, source: Reg
     assert Session(model).decision == "probability"
     assert Session(model, building_clusters=(1,)).decision == "clusters"
     # No other prefix of the order does better; of the clusters' own pixels another mapping may.
-    whole = best_mapping([region.whole_assignment(facts)], [region.labels], K, "iou")
+    whole = best_mappings([region.whole_assignment(facts)], [region.labels], K)["iou"]
     assert iou_of(region, facts, matched.building_clusters) >= iou_of(region, facts, whole.building_clusters) - 0.01
 
 
 def iou_of(region: Region, facts: object, chosen: tuple[int, ...] | None) -> float:
-    mask = region.assignment(facts).buildings(chosen or ())  # type: ignore[arg-type]
+    (mask,) = region.assignment(facts).buildings([chosen or ()])  # type: ignore[arg-type]
     building, background = (mask & (region.labels == kind) for kind in (1, 0))
     return float(building.sum() / ((region.labels == 1).sum() + background.sum()))

@@ -17,7 +17,7 @@ from qgis_iic.training import matching
 from qgis_iic.training.assignments import Support, WholeAssignment
 from qgis_iic.training.matching import (
     Objective,
-    best_mapping,
+    best_mappings,
     best_prefix,
     by_purity,
     match,
@@ -186,7 +186,7 @@ def test_what_is_drawn_is_not_scored() -> None:
         labels[row : row + 3, col : col + 3] = 1
         labels[row + 30 : row + 33, col : col + 3] = 0
     whole = [WholeAssignment(clusters, 11)]
-    assert best_mapping(whole, [labels], 11, "iou").iou == 1
+    assert best_mappings(whole, [labels], 11)["iou"].iou == 1
     found = spread_over_draws(whole, [labels], 11, "iou")
     assert found is not None
     assert (found.kind, found.units, found.iou, found.deviation) == ("features", 20, 0, 0)
