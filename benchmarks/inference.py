@@ -356,7 +356,7 @@ def write_full(path: Path) -> None:
     from qgis_iic.training.precisions import to_int8
 
     config = load_config(PROJECT / "models" / "iic_rgb_full.toml")
-    shape = config.network
+    shape = replace(config.network, multi_layer=False)  # the published heads see the last layer alone
     _, metadata = read_model(QUARTER)
     torch.manual_seed(0)
     metadata = replace(
@@ -367,7 +367,7 @@ def write_full(path: Path) -> None:
         decision="clusters",
         building_clusters=tuple(range(shape.clusters // 4)),
     )
-    model = build_model(build_network(config).eval(), (metadata.mean, metadata.std))
+    model = build_model(build_network(replace(config, network=shape)).eval(), (metadata.mean, metadata.std))
     write_model(model, metadata, path)
     noise = np.random.default_rng(0).integers(0, 256, (3, 128, 128)).astype(np.float32)
     write_model(to_int8(model, [noise]), metadata, sibling(path, "int8"))
