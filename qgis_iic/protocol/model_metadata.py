@@ -59,8 +59,8 @@ class ModelMetadata:
         clusters: number of clusters of the over-clustering head.
         classes: number of classes of the main head.
         building_clusters: clusters that are buildings; None before matching.
-        decision: what says where a building is: its largest cluster, or a probability of at least one half. That is
-            the sum of the building clusters' shares in the softmax, or what a building head in the graph says.
+        decision: what says where a building is: each pixel's largest cluster, or a probability of at least one half.
+            That is the sum of the building clusters' shares in the softmax, or what a building head in the graph says.
         matching: how they were matched: objective, labels, and support per cluster.
         training: imagery with licence and attribution, configuration, steps, seed.
         metrics: what was measured where, with the baselines.

@@ -2,7 +2,8 @@
 
 With shares a pixel is a building where the shares of the building clusters add up to one half. So the clusters of a
 mixed place vote, while its largest alone says nothing of the others; and the same place in other light, which goes to
-another cluster of its kind, keeps its sum.
+another cluster of its kind, keeps its sum. All clusters have a share of every pixel: one that is the largest of no
+labelled pixel is judged by those that it is near to.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class SharedAssignment(Assignment):
     Args:
         logits: float16 [h, w, K], at feature resolution, less the largest of each place.
         corner: row and column of the region's first pixel, counted from the first feature's corner.
-        valid: bool [H, W], where the network answered.
+        valid: bool [H, W], where logits are known; elsewhere is no building.
         stride: pixels per feature along each axis.
     """
 
@@ -126,8 +127,8 @@ class SharedAssignment(Assignment):
         found = Support.none(len(order))
         for pixels, shares in self._shares(self._valid & (labels != UNLABELLED)):
             known = labels[pixels]
-            reached = np.cumsum(shares[:, list(order)], axis=1) >= LEAST_SHARE
-            first = np.where(reached.any(axis=1), reached.argmax(axis=1), len(order))
+            # A sum that grows: the number of clusters with which it is too small is the place of the first that does.
+            first = (np.cumsum(shares[:, list(order)], axis=1) < LEAST_SHARE).sum(axis=1)
             counted = (np.bincount(first[known == kind], minlength=len(order) + 1) for kind in (BUILDING, BACKGROUND))
             found += Support(*(each[: len(order)].astype(np.float64) for each in counted))
         return found

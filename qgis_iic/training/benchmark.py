@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qgis_iic.training.baselines import trunk_features
-from qgis_iic.training.evaluation import FILE, Setting, evaluate
+from qgis_iic.training.evaluation import FILE, Setting, evaluate, prediction
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.pictures import Example, choose_examples
 from qgis_iic.training.places import Place, Protocol
@@ -81,8 +81,9 @@ def run_benchmark(
         found = evaluate(setting, known, protocol.draws, tell, trunk, baselines, supervised(origin))
         settings.append({**found, "kind": kind})
         if kind == "own":
-            mapping = found["mappings"]["iou" if setting.match else FILE]["building_clusters"]
-            masks = [region.assignment(known).buildings([mapping])[0] for region in setting.score]
+            mapping = "iou" if setting.match else FILE
+            chosen = tuple(found["mappings"][mapping]["building_clusters"])
+            masks = prediction(setting.score, metadata, mapping, chosen)
             examples[name] = choose_examples(setting.score, masks)
     figures = {
         "draws": asdict(protocol.draws),

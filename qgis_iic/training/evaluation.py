@@ -156,8 +156,7 @@ def evaluate(
     if labelled == 0:
         raise LabelsInvalid(f"{setting.name} holds no labelled pixel to score on where the imagery has data.")
     mappings = _mappings(setting, metadata)
-    assignments = [region.assignment(metadata) for region in setting.score]
-    found = dict(zip(mappings, _predictions(assignments, list(mappings.values())), strict=True))
+    found = {name: prediction(setting.score, metadata, name, chosen) for name, chosen in mappings.items()}
     rows = [
         _row("all background", "", [ground.measures(nothing)]),
         *_undrawn_rows(setting, metadata, found, ground),
@@ -186,6 +185,14 @@ def evaluate(
         },
         "clusters": cluster_table(setting.match or setting.score, metadata.clusters, mappings),
     }
+
+
+def prediction(
+    regions: Sequence[Region], metadata: ModelMetadata, name: str, chosen: tuple[int, ...]
+) -> tuple[Prediction, ...]:
+    """Where buildings are in each region by a mapping that `evaluate` names: `iou`, `accuracy`, or the file's own."""
+    decide = Region.decisive_assignment if name == FILE else Region.assignment
+    return tuple(mask for region in regions for mask in decide(region, metadata).buildings([chosen]))
 
 
 def _drawn_share(regions: Sequence[Region], drawn: Sequence[Sequence[Labels]]) -> float | None:
@@ -275,7 +282,7 @@ def _clusterings(setting: Setting, metadata: ModelMetadata, baselines: bool) -> 
     head = f"{OVER_CLUSTERING} ({metadata.clusters})"
     match, score = ([region.assignment(metadata) for region in regions] for regions in (setting.match, setting.score))
     yield _Clustering(head, metadata.clusters, match, score)
-    if any(region.logits is not None for region in setting.match):
+    if any(region.shares is not None for region in setting.match):
         yield _Clustering.whole(head + LARGEST_ALONE, metadata.clusters, setting, lambda region: region.clusters)
     yield _Clustering.whole(
         f"IIC main head ({metadata.classes})", metadata.classes, setting, lambda region: region.classes

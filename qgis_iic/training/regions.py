@@ -84,9 +84,8 @@ class Region:
         valid: bool [H, W].
         labels: uint8 [H, W], 255 where unlabelled or not valid.
         clusters, classes, probability: the network's answer, uint8 [H, W], 255 where not valid.
-        logits: float16 [h, w, clusters] of the over-clustering head at feature resolution, less the largest of each
-            place; 0 where the network did not run, None for a graph of another make.
-        corner: row and column of the region's first pixel, counted from the first feature's corner.
+        shares: of its pixels in all clusters, where there are labels near by; None for a graph that is not one of
+            `iic export`.
     """
 
     source: RegionSource
@@ -96,14 +95,15 @@ class Region:
     clusters: NDArray[np.uint8]
     classes: NDArray[np.uint8]
     probability: NDArray[np.uint8]
-    logits: NDArray[np.float16] | None = None
-    corner: tuple[int, int] = (0, 0)
+    shares: SharedAssignment | None = None
 
     def assignment(self, metadata: ModelMetadata) -> Assignment:
-        """Of its pixels to the clusters of the model: by shares, where its logits are known."""
-        if self.logits is None:
-            return self.whole_assignment(metadata)
-        return SharedAssignment(self.logits, self.corner, self.clusters != NODATA, metadata.stride)
+        """Of its pixels to the clusters of the model: by shares, where these are known."""
+        return self.whole_assignment(metadata) if self.shares is None else self.shares
+
+    def decisive_assignment(self, metadata: ModelMetadata) -> Assignment:
+        """That by which the model's own mapping decides, or would without its building head."""
+        return self.whole_assignment(metadata) if metadata.decision == "clusters" else self.assignment(metadata)
 
     def whole_assignment(self, metadata: ModelMetadata) -> Assignment:
         """Of each pixel to its largest cluster."""
@@ -137,37 +137,39 @@ def read_region(source: RegionSource, model: Path, metadata: ModelMetadata) -> R
     """
     with labelled_plan(source, metadata) as (made, labels):
         values, valid = made.reader.read(made.window)
-        planes = answer(Session(model), made)
-        logits, corner = _read_logits(made, model, metadata)
-    labels = np.where(planes[0] == NODATA, UNLABELLED, labels).astype(np.uint8)
-    clusters, classes, probability = planes
-    return Region(source, values, valid, labels, clusters, classes, probability, logits, corner)
+        clusters, classes, probability = answer(Session(model), made)
+        known = np.where(clusters == NODATA, UNLABELLED, labels).astype(np.uint8)
+        shares = _read_shares(made, model, metadata, known != UNLABELLED)
+    return Region(source, values, valid, known, clusters, classes, probability, shares)
 
 
-def _read_logits(
-    made: Plan, model: Path, metadata: ModelMetadata
-) -> tuple[NDArray[np.float16] | None, tuple[int, int]]:
-    """`logits` and `corner` of the region of a plan, see `Region`."""
+def _read_shares(
+    made: Plan, model: Path, metadata: ModelMetadata, wanted: NDArray[np.bool_]
+) -> SharedAssignment | None:
+    """Of the pixels of a plan, in its tiles that hold any of those wanted, bool [H, W]."""
     proto, _ = read_model(model)
     if not any(COARSE_LOGITS in node.output for node in proto.graph.node):
-        return None, (0, 0)
+        return None
     compute = open_inner(proto, COARSE_LOGITS)
     mean = np.asarray(metadata.mean, np.float32)[:, None, None]
     step, window = metadata.stride, made.window
     first_row, first_col = window.row // step, window.col // step
-    last_row, last_col = -(-(window.row + window.height) // step), -(-(window.col + window.width) // step)
+    last_row, last_col = -(-window.row_stop // step), -(-window.col_stop // step)
+    # Zeros take no memory until they are written to.
     logits = np.zeros((last_row - first_row, last_col - first_col, metadata.clusters), np.float16)
+    known = np.zeros(wanted.shape, np.bool_)
     for tile in (tile for row in made.rows for tile in row):
-        values, valid = made.reader.read(tile.window)
         core = tile.core
-        if not valid[core.slices_in(tile.window)].any():
+        if not wanted[core.slices_in(window)].any():
             continue
+        values, valid = made.reader.read(tile.window)
         found = compute(np.where(valid, values, mean)[None])[0, metadata.classes :]
         # A core that the region cuts in the middle of a feature takes the whole of it.
-        rows = slice(core.row // step, -(-(core.row + core.height) // step))
-        cols = slice(core.col // step, -(-(core.col + core.width) // step))
+        rows = slice(core.row // step, -(-core.row_stop // step))
+        cols = slice(core.col // step, -(-core.col_stop // step))
         top, left = tile.window.row // step, tile.window.col // step
         part = found[:, rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
         part = (part - part.max(axis=0)).transpose(1, 2, 0)
         logits[rows.start - first_row : rows.stop - first_row, cols.start - first_col : cols.stop - first_col] = part
-    return logits, (window.row % step, window.col % step)
+        known[core.slices_in(window)] = valid[core.slices_in(tile.window)]
+    return SharedAssignment(logits, (window.row % step, window.col % step), known, step)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,24 @@ import torch
 
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Window
+from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY
 from qgis_iic.training import assignments
 from qgis_iic.training.assignments import SharedAssignment, Support, WholeAssignment
+from qgis_iic.training.evaluation import (
+    ALL_LABELS,
+    LARGEST_ALONE,
+    OVER_CLUSTERING,
+    Setting,
+    confusion,
+    evaluate,
+    supervised_gap,
+)
 from qgis_iic.training.export import build_model
-from qgis_iic.training.matching import best_mappings, match
+from qgis_iic.training.matching import best_mappings, match, match_by_hand
 from qgis_iic.training.model_file import read_model, write_model
 from qgis_iic.training.network import IICNetwork
+from qgis_iic.training.places import Draws
 from qgis_iic.training.regions import Region, RegionSource, read_region
 from tests.onnx_models import metadata
 from tests.rasters import write_raster
@@ -55,6 +67,7 @@ def test_shares_by_hand() -> None:
     assert together.all()
     assert lists(one.entering(labels, [0, 2, 1])) == [[0, 2, 0], [0, 1, 0]]
     assert lists(one.entering(labels, [0])) == [[0], [0]]
+    assert lists(one.entering(labels, [])) == [[], []]
 
 
 def test_what_has_no_data_is_no_building_and_supports_nothing() -> None:
@@ -118,7 +131,7 @@ def source(tmp_path: Path) -> RegionSource:
 def test_shares_decide_as_the_engine_does(model: Path, source: RegionSource) -> None:
     _, facts = read_model(model)
     region = read_region(source, model, facts)
-    assert isinstance(region.assignment(facts), SharedAssignment)
+    assert region.shares is not None
     for chosen in ((0, 2), (1, 3, 4)):
         matched = facts.matched(chosen, {})
         write_model(read_model(model)[0], matched, model)
@@ -131,6 +144,36 @@ def test_shares_decide_as_the_engine_does(model: Path, source: RegionSource) -> 
         assert (found == wanted)[inner].mean() > 0.999
         assert not found[expected.clusters == 255].any()
         assert (expected.clusters == 255).any()
+
+
+def test_a_mapping_by_hand_means_the_pixels_of_its_clusters(model: Path, source: RegionSource) -> None:
+    by_hand = match_by_hand(model, [1, 3], model)
+    region = read_region(source, model, by_hand)
+    found = evaluate(Setting("village", [], [region]), by_hand, Draws(), baselines=False)
+    expected = confusion([building_mask(planes_of(region), (1, 3))], [region.labels])
+    assert found["mappings"]["file"]["confusion"] == asdict(expected)
+    shared = confusion(region.assignment(by_hand).buildings([(1, 3)]), [region.labels])
+    assert shared != expected
+
+
+def planes_of(region: Region) -> np.ndarray:
+    return np.stack([region.clusters, region.classes, region.probability])
+
+
+def test_shares_and_the_largest_cluster_have_a_row_each(model: Path, source: RegionSource) -> None:
+    _, facts = read_model(model)
+    region = read_region(source, model, facts)
+    found = evaluate(Setting("village", [region], [region]), facts, Draws(3, 2, 32), baselines=False)
+    rows = {row["method"]: row["measures"] for row in found["rows"] if row["objective"] == "iou"}
+    head = f"{OVER_CLUSTERING} ({K})"
+    assert {head, head + LARGEST_ALONE, head + ALL_LABELS} <= rows.keys()
+    assert rows[head]["building_iou"] != rows[head + LARGEST_ALONE]["building_iou"]
+    best = best_mappings([region.assignment(facts)], [region.labels], K)["iou"]
+    assert rows[head + ALL_LABELS]["building_iou"][0] == pytest.approx(best.iou)
+    # The gap is that of the shares, also where the other row comes later.
+    supervised = {"method": "supervised network", "objective": "", "measures": rows[head + ALL_LABELS]}
+    gap = supervised_gap([*found["rows"], supervised])
+    assert gap["building_iou"] == pytest.approx(best.iou - rows[head]["building_iou"][0])
 
 
 def test_matching_by_shares_lets_the_probability_decide(model: Path, source: RegionSource) -> None:
@@ -146,6 +189,13 @@ def test_matching_by_shares_lets_the_probability_decide(model: Path, source: Reg
     # No other prefix of the order does better; of the clusters' own pixels another mapping may.
     whole = best_mappings([region.whole_assignment(facts)], [region.labels], K)["iou"]
     assert iou_of(region, facts, matched.building_clusters) >= iou_of(region, facts, whole.building_clusters) - 0.01
+
+
+def test_where_buildings_are_rare_accuracy_may_take_none(model: Path, tmp_path: Path, source: RegionSource) -> None:
+    labels = np.zeros((160, 160), np.uint8)
+    labels[20::40, 20::40] = 1
+    rare = RegionSource(source.imagery, write_raster(tmp_path / "rare.tif", labels[None]))
+    assert match(model, [rare], "accuracy", tmp_path / "rare.onnx").building_clusters == ()
 
 
 def iou_of(region: Region, facts: object, chosen: tuple[int, ...] | None) -> float:
