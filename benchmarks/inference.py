@@ -58,8 +58,8 @@ SIDE = 2048
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2, help="times that everything is measured")
-    parser.add_argument("--whole", action="store_true", help="the full-width network on the whole scene as well")
-    parser.add_argument("--large", action="store_true", help="also rasters of 10^9 pixels and of 40,000 x 40,000")
+    parser.add_argument("--whole", action="store_true", help="also the full-width network on all of the scene")
+    parser.add_argument("--large", action="store_true", help="also rasters of 10^9 pixels and 40,000 x 40,000")
     parser.add_argument("--docs", action="store_true", help="write the table to docs/benchmarks.md as well")
     parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -123,10 +123,13 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         {"network": name, **row(kind="naive", model=str(model), window=window)} for name, model, window in networks[:2]
     ]
     sides = [1_000, 3_162, 10_000] + ([31_623, 40_000] if arguments.large else [])
+    growing = [("quarter width", QUARTER, "fp32", side) for side in sides[:2]]
+    if arguments.whole and arguments.large:
+        growing.append(("quarter width, int8", QUARTER, "int8", sides[-1]))
+    growing += [("stub", stub, "fp32", side) for side in sides]
     growth = [
-        {"network": name, **row(kind="growth", model=str(model), side=side)}
-        for name, model, of_network in (("quarter width", QUARTER, sides[:2]), ("stub", stub, sides))
-        for side in of_network
+        {"network": name, **row(kind="growth", model=str(model), precision=precision, side=side)}
+        for name, model, precision, side in growing
     ]
     return {
         "peaks": peaks,
@@ -275,11 +278,13 @@ def outlines(mask: NDArray[np.bool_], transform: Affine) -> list[shapely.Polygon
     return [shapely.Polygon(shell, holes.get(number)) for number, shell in shells.items()]
 
 
-def growth(model: str, side: int, rounds: int, folder: str) -> dict[str, Any]:
+def growth(model: str, precision: Any, side: int, rounds: int, folder: str) -> dict[str, Any]:
     """Extraction from a virtual raster of `side` x `side` pixels that repeats the scene."""
     path = Path(folder) / f"virtual_{side}.vrt"
     write_virtual(path, side)
-    job = Job("extract", (Source(str(path), "buildings"),), model, f"{folder}/out.gpkg", provider="cpu")
+    job = Job(
+        "extract", (Source(str(path), "buildings"),), model, f"{folder}/out.gpkg", provider="cpu", precision=precision
+    )
     runs = []
     for _ in range(rounds if side <= 10_000 else 1):
         result, tiles = extracted(job)
