@@ -21,6 +21,7 @@ from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
 LEAST_SHARE = (LEAST_BUILDING_PROBABILITY - 0.5) / PROBABILITY_SCALE
 """Of the building clusters together, where the probability that the engine writes as a byte makes a building."""
 SHARES_AT_A_TIME = 2**22
+"""Of all pixels and clusters together, 16 MB in float32."""
 
 Counts = NDArray[np.float64]
 Pixels = tuple[NDArray[np.intp], ...]

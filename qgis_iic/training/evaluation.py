@@ -192,7 +192,8 @@ def prediction(
 ) -> tuple[Prediction, ...]:
     """Where buildings are in each region by a mapping that `evaluate` names: `iou`, `accuracy`, or the file's own."""
     decide = Region.decisive_assignment if name == FILE else Region.assignment
-    return tuple(mask for region in regions for mask in decide(region, metadata).buildings([chosen]))
+    (masks,) = _predictions([decide(region, metadata) for region in regions], [chosen])
+    return masks
 
 
 def _drawn_share(regions: Sequence[Region], drawn: Sequence[Sequence[Labels]]) -> float | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import ModelMetadata
-from qgis_iic.training.assignments import Assignment, SharedAssignment, Support
+from qgis_iic.training.assignments import Assignment, Support
 from qgis_iic.training.building_head import without_building_head
 from qgis_iic.training.draws import label_units
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
@@ -140,7 +140,7 @@ def match(model: Path, sources: Iterable[RegionSource], objective: Objective, ou
     if spread is not None:
         record["spread"] = asdict(spread)
     matched = metadata.matched(mapping.building_clusters, record)
-    if any(isinstance(each, SharedAssignment) for each in assignments):
+    if any(region.shares is not None for region in regions):
         matched = replace(matched, decision="probability")
     write_model(proto, matched, output)
     return matched
