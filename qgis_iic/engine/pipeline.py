@@ -263,6 +263,9 @@ class _Progress:
     def check(self) -> None:
         self._cancellation.check()
 
+    def warn(self, text: str) -> None:
+        self._emit(Warned(text))
+
 
 def _strips(
     job: Job, session: Session, made: Plan, clock: Clock, progress: _Progress
@@ -309,6 +312,12 @@ def _extract(
                     _add(found, vectorizer.feed(strip), made, job)
         with clock.stage("vectorize"):
             _add(found, vectorizer.finish(), made, job)
+        if vectorizer.cut_off:
+            progress.warn(
+                f"Some buildings in {made.raster.path} touch each other from end to end and were cut off along a row, "
+                f"{vectorizer.cut_off} times: they are too large to be one polygon. Usually that means that the model "
+                "does not suit this imagery; match it with examples from here: iic match."
+            )
         layers.append(BuildingLayer(source.layer, found, _provenance(job, session, made)))
     progress.check()
     with clock.stage("write"):

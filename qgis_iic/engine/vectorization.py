@@ -5,8 +5,10 @@ at corners: vertices of the pixel grid around which one or three of four pixels 
 only. Each part of a strip gives the corners along the upper edges of its rows, seen with the last row of the part
 before, so that they are those of the whole raster. What neither end of a part touches is finished there. The corners of
 the rest wait, and are joined once as many have come as were left the last time: each is moved a few times at most,
-however long its component stays open. Between its corners an outline is straight: reading them by rows pairs the ends
-of all its horizontal edges, and sorting them by columns those of its vertical ones.
+however long its component stays open. Where more of them wait than memory has room for, which those of real buildings
+do not, the largest components are cut off along the row that has been reached. Between its corners an outline is
+straight: reading them by rows pairs the ends of all its horizontal edges, and sorting them by columns those of its
+vertical ones.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ Mask = NDArray[np.bool_]
 
 _PIXELS_AT_ONCE = 1_000_000
 """Pixels that are labelled together: memory does not grow with the strip, and some stay in the processor's cache."""
+
+_MOST_CORNERS = 1_000_000
+"""Corners that may wait. Of buildings some hundred thousand do in a raster of 40,000 columns; a mask that is none of
+buildings, as of a model that was matched on other ground, may be one component from end to end."""
 
 _ROW_BIT, _COLUMN_BIT = 32, 4
 """A corner is one int64: from these bits up row and column of the vertex, in working pixels of the whole raster, below
@@ -141,6 +147,8 @@ class Vectorizer:
         self._waiting: list[_Part] = []
         self._last_row: Mask = np.zeros(1, np.bool_)
         self._below = Window(0, 0, 1, 1)
+        self.cut_off = 0
+        """How many components were cut off so far, because they are too large to be traced as one."""
 
     def feed(self, strip: Strip) -> Components:
         """Components that are complete by now; the strip must lie right below the one before."""
@@ -161,6 +169,7 @@ class Vectorizer:
             left, *added = self._waiting
             if sum(each.nbytes for each in added) >= left.nbytes:
                 complete.append(self._join())
+                complete.append(self._cut_off(window.col, window.row + start + planes.shape[1]))
         return Components.joined(complete)
 
     def finish(self) -> Components:
@@ -172,6 +181,24 @@ class Vectorizer:
         components, left = _joined(self._waiting, self._smallest)
         self._waiting = [left]
         return components
+
+    def _cut_off(self, col: int, row: int) -> Components:
+        """The largest of those that wait, if need be, as if they ended above `row`, which is the next one."""
+        (left,) = self._waiting
+        if len(left.corners) <= _MOST_CORNERS:
+            return _components(np.zeros(0, np.object_), left.votes[:0], left.probability[:0])
+        corners = np.bincount(left.labels, minlength=len(left) + 1)
+        by_corners = np.argsort(corners)
+        is_cut = np.zeros(len(corners), np.bool_)
+        is_cut[by_corners] = np.cumsum(corners[by_corners]) > _MOST_CORNERS / 2
+        self.cut_off += int(np.count_nonzero(is_cut))
+        below = np.where(is_cut[left.below], np.int32(0), left.below)
+        labels = np.pad(np.stack([left.below, below]), ((0, 0), (1, 1)))
+        edges, of_edge = _corners((labels > 0).astype(np.uint8), labels, col, row)
+        edge = _Part(left.below, below, edges, of_edge, np.zeros_like(left.votes), np.zeros_like(left.probability))
+        self._last_row = below > 0
+        self._waiting.append(edge)
+        return self._join()
 
 
 def _nothing(width: int) -> _Part:

@@ -20,6 +20,7 @@ import rasterio
 import shapely
 from affine import Affine
 
+from qgis_iic.engine import vectorization
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.pipeline import Plan, _batches_ahead, _tile_size_within, class_map, plan, run
 from qgis_iic.engine.raster import open_raster
@@ -129,6 +130,18 @@ def test_finer_pixels_are_resampled(tmp_path: Path, model: Path) -> None:
     table, events = extract(scene, model)
     assert table["area_m2"].sum() == pytest.approx(ROOF_PIXELS * 0.09)
     assert any(isinstance(event, Warned) and "resampled" in event.message for event in events)
+
+
+def test_buildings_without_end_are_cut_off_with_a_warning(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectorization, "_MOST_CORNERS", 0)
+    monkeypatch.setattr(vectorization, "_PIXELS_AT_ONCE", 30 * 130)
+    scene = write_raster(tmp_path / "scene.tif", town(200, 130, [(10, 10, 20, 180), (60, 20, 30, 10)]))
+    table, events = extract(scene, model)
+    assert len(table) > 2
+    assert table["area_m2"].sum() == pytest.approx((20 * 180 + 30 * 10) * 0.09, rel=2e-3)
+    assert any(isinstance(event, Warned) and "cut off" in event.message for event in events)
 
 
 def test_a_scene_smaller_than_a_tile(tmp_path: Path) -> None:

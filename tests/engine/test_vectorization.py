@@ -192,6 +192,38 @@ def test_little_waits_within_a_strip_of_many_parts(moved: list[int], monkeypatch
     assert max(moved) < 200
 
 
+@settings(max_examples=200, deadline=None)
+@given(CLASSES, st.integers(1, 6), st.integers(0, 12))
+def test_what_is_too_large_is_cut_along_rows_and_nothing_is_lost(clusters: np.ndarray, rows: int, most: int) -> None:
+    whole = vectorize(clusters, [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectorization, "_MOST_CORNERS", most)
+        pieces = vectorize(clusters, list(range(rows, 24, rows)))
+    pixels = dict.fromkeys(range(len(whole)), 0)
+    for piece in pieces:
+        assert shapely.is_valid(piece.polygon)
+        assert piece.polygon.area == piece.pixels
+        (of,) = [number for number, part in enumerate(whole) if shapely.covers(part.polygon, piece.polygon)]
+        pixels[of] += piece.pixels
+    assert list(pixels.values()) == [part.pixels for part in whole]
+    polygons = shapely.STRtree([piece.polygon for piece in pieces])
+    first, second = polygons.query(polygons.geometries, predicate="overlaps")
+    assert len(first) == len(second) == 0
+
+
+def test_only_the_largest_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectorization, "_MOST_CORNERS", 100)
+    clusters = np.zeros((400, 20), np.uint8)
+    clusters[:, 1:4] = clusters[::2, 4] = 1  # a comb from end to end
+    clusters[:, 8:10] = 1
+    clusters[np.arange(400) % 10 < 8, 12:18] = 1
+    pieces = vectorize(clusters, list(range(3, 400, 3)))
+    left, right = ([piece for piece in pieces if low < piece.polygon.centroid.x < low + 4] for low in (1, 7))
+    assert len(left) > 4
+    assert [piece.polygon.bounds for piece in right] == [(8, 0, 10, 400)]
+    assert len(pieces) == len(left) + 1 + 40
+
+
 def test_two_arms_that_meet_below_are_one_building() -> None:
     clusters = np.array([[1, 0, 1], [1, 0, 3], [1, 3, 3]], np.uint8)
     (part,) = vectorize(clusters, [1, 2])
