@@ -30,7 +30,7 @@ from qgis_iic.protocol.model_metadata import (
     check_building_clusters,
 )
 
-PER_TILE_PIXEL = 2600
+PER_TILE_PIXEL = 2100
 """Bytes in ONNX Runtime, measured on a CPU, full and quarter width: upsampled logits and the widest layers."""
 
 _GPU_BATCH = 8

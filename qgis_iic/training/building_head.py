@@ -20,7 +20,7 @@ from qgis_iic.protocol.model_metadata import BUILDING_CLUSTERS_INPUT, ModelMetad
 from qgis_iic.training.model_file import FEATURES, weights_checksum
 
 UPSAMPLING = "upsampling"
-CLUSTER_LOGITS = "cluster_logits"
+CLASS_LOGITS, CLUSTER_LOGITS = "class_logits", "cluster_logits"
 SHARE = "share"
 """The building probability, float32 [N, 1, H, W], 0 to 1."""
 

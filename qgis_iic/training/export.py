@@ -1,8 +1,8 @@
 """From a checkpoint to an ONNX model that takes raw pixels and gives clusters, classes and building probabilities.
 
 The graph is rewritten exactly: batch normalisation and the division by the deviation fold into the convolutions, the
-two heads become one 1x1 convolution in front of one upsampling, and no softmax stands before an argmax. Only the mean
-stays a subtraction of its own: the convolutions pad with zeros, and zero has to be the mean there too.
+two heads become one 1x1 convolution, which is parted before it is upsampled, and no softmax stands before an argmax.
+Only the mean stays a subtraction of its own: the convolutions pad with zeros, and zero has to be the mean there too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from qgis_iic.protocol.model_metadata import (
     PROBABILITY_SCALE,
     ModelMetadata,
 )
-from qgis_iic.training.building_head import CLUSTER_LOGITS, SHARE, UPSAMPLING, cluster_share, upsampled
+from qgis_iic.training.building_head import CLASS_LOGITS, CLUSTER_LOGITS, SHARE, UPSAMPLING, cluster_share, upsampled
 from qgis_iic.training.checkpoint import Checkpoint, load_best, restore_network
 from qgis_iic.training.config import TrainingConfig
 from qgis_iic.training.imagery import DTYPE, Moments
@@ -50,7 +50,6 @@ from qgis_iic.training.network import (
 OPSET = 17
 IR_VERSION = 8
 TILE_SIZE = 650
-LOGITS = "logits"
 PARITY = 1e-3
 """Largest difference of logits between torch and ONNX Runtime, relative to the deviation of the logits."""
 
@@ -244,7 +243,10 @@ def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> tuple[Weights
 
 
 def _head_nodes(network: IICNetwork, constants: dict[str, NDArray[np.generic]]) -> list[onnx.NodeProto]:
-    """From `features` to the full-resolution logits of both heads, main head first."""
+    """From `features` to the full-resolution logits of both heads.
+
+    They are parted at feature resolution: a copy of all full-resolution logits would be two fifths of the memory.
+    """
     heads = (network.class_head, network.cluster_head)
     weight = np.concatenate([head.weight.detach().numpy() for head in heads])
     bias = np.concatenate([_bias(head) for head in heads])
@@ -259,8 +261,9 @@ def _head_nodes(network: IICNetwork, constants: dict[str, NDArray[np.generic]]) 
     constants["heads.weight"], constants["heads.bias"] = weight, bias
     return [
         helper.make_node("Conv", [FEATURES, "heads.weight", "heads.bias"], [COARSE_LOGITS], kernel_shape=[1, 1]),
-        upsampled(COARSE_LOGITS, LOGITS),
-        helper.make_node("Split", [LOGITS, "head_sizes"], ["class_logits", CLUSTER_LOGITS], axis=1),
+        helper.make_node("Split", [COARSE_LOGITS, "head_sizes"], ["coarse_classes", "coarse_clusters"], axis=1),
+        upsampled("coarse_classes", CLASS_LOGITS),
+        upsampled("coarse_clusters", CLUSTER_LOGITS),
     ]
 
 
@@ -273,7 +276,7 @@ def _bias(head: nn.Conv2d) -> Weights:
 def _output_nodes() -> list[onnx.NodeProto]:
     """From the logits to the three outputs."""
     nodes = []
-    for output, logits in ((CLUSTER_OUTPUT, CLUSTER_LOGITS), (CLASS_OUTPUT, "class_logits")):
+    for output, logits in ((CLUSTER_OUTPUT, CLUSTER_LOGITS), (CLASS_OUTPUT, CLASS_LOGITS)):
         nodes.append(helper.make_node("ArgMax", [logits], [f"{output}_number"], axis=1, keepdims=0))
         nodes.append(helper.make_node("Cast", [f"{output}_number"], [output], to=TensorProto.UINT8))
     return [
@@ -289,9 +292,7 @@ def _output_nodes() -> list[onnx.NodeProto]:
 
 def run_logits(model: onnx.ModelProto, image: Weights) -> Logits:
     """Full-resolution logits that ONNX Runtime computes for raw pixels, float32 [N, bands, H, W]."""
-    logits = torch.from_numpy(run_inner(model, LOGITS, image))
-    sizes = next(entry for entry in model.graph.initializer if entry.name == "head_sizes")
-    return Logits(*torch.split(logits, numpy_helper.to_array(sizes).tolist(), dim=1))
+    return Logits(*(torch.from_numpy(run_inner(model, name, image)) for name in (CLASS_LOGITS, CLUSTER_LOGITS)))
 
 
 def check_parity(

@@ -97,13 +97,14 @@ def test_padding_is_the_mean(network: IICNetwork, model: onnx.ModelProto) -> Non
         torch.testing.assert_close(found[..., :4, :4], wanted[..., :4, :4], rtol=1e-4, atol=1e-4)
 
 
-def test_there_is_one_upsampling_and_no_batch_normalisation(network: IICNetwork, model: onnx.ModelProto) -> None:
+def test_all_is_upsampled_once_and_no_batch_normalisation(network: IICNetwork, model: onnx.ModelProto) -> None:
     kinds = [node.op_type for node in model.graph.node]
-    assert kinds.count("Resize") == 1
+    assert kinds.count("Resize") == 2  # each head's own, so that what is large is never copied
     trained = 8  # six of the trunk, one for both heads, one for the probability
     assert kinds.count("Conv") == trained + (network.front is not None)
     assert not {"BatchNormalization", "Softmax"} & set(kinds)
-    assert [kinds[index + 1] for index, kind in enumerate(kinds) if kind == "Resize"] == ["Split"]
+    first = kinds.index("Resize")
+    assert kinds[first - 1 : first + 2] == ["Split", "Resize", "Resize"]
 
 
 def test_the_engine_runs_the_file(exported: Path, run_folder: Path) -> None:
