@@ -101,8 +101,10 @@ class FootprintFile:
         self._facts.append(table.drop(columns="geometry").assign(end=self._size + sizes.cumsum(), size=sizes))
         self._size += int(sizes.sum())
 
-    def tables(self, rows: int) -> Iterator[geopandas.GeoDataFrame]:
-        """The building layer, `rows` footprints at a time; one table without rows where there is none.
+    def tables(self, size: int) -> Iterator[geopandas.GeoDataFrame]:
+        """The building layer, polygons of `size` bytes as WKB at a time, or one that is larger.
+
+        Where there is no footprint, it is one table without rows.
 
         One row a footprint, from top to bottom and left to right in the raster, with the columns `id` (from 1),
         `cluster` (the most frequent one), `area_m2` and `perimeter_m` (on the ellipsoid, holes included), `confidence`
@@ -111,9 +113,14 @@ class FootprintFile:
         some = [facts for facts in self._facts if len(facts)] or self._facts[:1]
         facts = pandas.concat(some).sort_values(_POSITION, ignore_index=True)
         facts.insert(0, "id", np.arange(1, len(facts) + 1, dtype=np.int64))
+        ends = facts["size"].cumsum().to_numpy()
+        start = 0
         with self._path.open("rb") as file:
-            for start in range(0, max(1, len(facts)), rows):
-                part = facts.iloc[start : start + rows]
+            while start < len(facts) or start == 0:
+                before = ends[start - 1] if start else 0
+                stop = max(start + 1, int(np.searchsorted(ends, before + size, side="right")))
+                part = facts.iloc[start:stop]
+                start = stop
                 polygons = []
                 for end, size in zip(part["end"], part["size"], strict=True):
                     file.seek(end - size)

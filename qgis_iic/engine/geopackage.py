@@ -26,8 +26,8 @@ _APPLICATION_ID = slice(68, 72)
 _GEOPACKAGE_IDS = (b"GPKG", b"GP10", b"GP11")
 _BUSY_SECONDS = 30
 _ATTEMPTS = 5
-_ROWS_AT_ONCE = 10_000
-"""All polygons of a large raster once more, as the format has them, would take as much memory again."""
+_BYTES_AT_ONCE = 16_000_000
+"""Of polygons: all of a large raster together would take more than there is memory."""
 
 _VERSION = "1.3"
 """Newest version of the format that the GDAL of QGIS 3.40 reads without a warning."""
@@ -115,7 +115,7 @@ def _write(path: Path, layers: Sequence[BuildingLayer], existing: dict[str, str]
     """Writes layers into a file that only this process has open; `existing` spells the layers that are replaced."""
     for layer in layers:
         facts = {"layer_metadata": layer.provenance, "dataset_options": {"VERSION": _VERSION}}
-        for number, table in enumerate(layer.footprints.tables(_ROWS_AT_ONCE)):
+        for number, table in enumerate(layer.footprints.tables(_BYTES_AT_ONCE)):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*crs.*was not provided.*")
                 table.to_file(

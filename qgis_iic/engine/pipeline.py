@@ -314,9 +314,9 @@ def _extract(
             _add(found, vectorizer.finish(), made, job)
         if vectorizer.cut_off:
             progress.warn(
-                f"Some buildings in {made.raster.path} touch each other from end to end and were cut off along a row, "
-                f"{vectorizer.cut_off} times: they are too large to be one polygon. Usually that means that the model "
-                "does not suit this imagery; match it with examples from here: iic match."
+                f"What was found in {made.raster.path} is connected over so much ground that it was cut along rows "
+                f"(cuts: {vectorizer.cut_off}): it is too large for one polygon. Usually that means that the model "
+                "does not suit this imagery. Match it with examples from here: iic match."
             )
         layers.append(BuildingLayer(source.layer, found, _provenance(job, session, made)))
     progress.check()

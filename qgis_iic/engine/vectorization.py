@@ -1,14 +1,14 @@
-"""From strips of a class raster to pixel-edge polygons, exactly as if the whole raster had been traced at once.
+"""From strips of a class raster to pixel-edge polygons: those of the whole raster, but for what is too large for one.
 
 Buildings are the 4-connected components of the building mask, which the clusters or the probability make. Outlines turn
 at corners: vertices of the pixel grid around which one or three of four pixels are buildings, or two that touch there
 only. Each part of a strip gives the corners along the upper edges of its rows, seen with the last row of the part
 before, so that they are those of the whole raster. What neither end of a part touches is finished there. The corners of
 the rest wait, and are joined once as many have come as were left the last time: each is moved a few times at most,
-however long its component stays open. Where more of them wait than memory has room for, which those of real buildings
-do not, the largest components are cut off along the row that has been reached. Between its corners an outline is
-straight: reading them by rows pairs the ends of all its horizontal edges, and sorting them by columns those of its
-vertical ones.
+however long its component stays open. Where too many are left, as where a mask is one component from end to end, the
+components with the most are cut off along the row that has been reached, which depends on the strips. Between its
+corners an outline is straight: reading them by rows pairs the ends of all its horizontal edges, and sorting them by
+columns those of its vertical ones.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _PIXELS_AT_ONCE = 1_000_000
 """Pixels that are labelled together: memory does not grow with the strip, and some stay in the processor's cache."""
 
 _MOST_CORNERS = 1_000_000
-"""Corners that may wait. Of buildings some hundred thousand do in a raster of 40,000 columns; a mask that is none of
-buildings, as of a model that was matched on other ground, may be one component from end to end."""
+"""Corners that a joining may leave; up to as many again come before the next one. A building has some dozens, and only
+those that are open at the same row wait together."""
 
 _ROW_BIT, _COLUMN_BIT = 32, 4
 """A corner is one int64: from these bits up row and column of the vertex, in working pixels of the whole raster, below
@@ -139,6 +139,9 @@ class Vectorizer:
     Args:
         building_clusters: cluster numbers that are buildings; None where the probability decides.
         smallest: components whose outline has fewer pixels inside, holes counted, are left out.
+
+    Attributes:
+        cut_off: how many components were cut off so far, see the module.
     """
 
     def __init__(self, building_clusters: Sequence[int] | None, smallest: float = 0) -> None:
@@ -148,7 +151,6 @@ class Vectorizer:
         self._last_row: Mask = np.zeros(1, np.bool_)
         self._below = Window(0, 0, 1, 1)
         self.cut_off = 0
-        """How many components were cut off so far, because they are too large to be traced as one."""
 
     def feed(self, strip: Strip) -> Components:
         """Components that are complete by now; the strip must lie right below the one before."""
@@ -183,7 +185,7 @@ class Vectorizer:
         return components
 
     def _cut_off(self, col: int, row: int) -> Components:
-        """The largest of those that wait, if need be, as if they ended above `row`, which is the next one."""
+        """If too many corners wait, the components with the most, as if they ended above `row`, the next one."""
         (left,) = self._waiting
         if len(left.corners) <= _MOST_CORNERS:
             return _components(np.zeros(0, np.object_), left.votes[:0], left.probability[:0])

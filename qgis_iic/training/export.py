@@ -245,7 +245,7 @@ def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> tuple[Weights
 def _head_nodes(network: IICNetwork, constants: dict[str, NDArray[np.generic]]) -> list[onnx.NodeProto]:
     """From `features` to the full-resolution logits of both heads.
 
-    They are parted at feature resolution: a copy of all full-resolution logits would be two fifths of the memory.
+    They are parted at feature resolution: a copy of all full-resolution logits would be the largest of all tensors.
     """
     heads = (network.class_head, network.cluster_head)
     weight = np.concatenate([head.weight.detach().numpy() for head in heads])

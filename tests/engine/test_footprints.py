@@ -36,15 +36,20 @@ def table_of(
     return gathered([footprints(parts, transform, crs, about, min_area=min_area, max_hole_area=max_hole_area)], crs)
 
 
-def gathered(tables: list[geopandas.GeoDataFrame], crs: pyproj.CRS | None, rows: int = 1000) -> geopandas.GeoDataFrame:
+def gathered(
+    tables: list[geopandas.GeoDataFrame], crs: pyproj.CRS | None, size: int = 1_000_000
+) -> geopandas.GeoDataFrame:
     with tempfile.TemporaryDirectory() as folder:
         found = FootprintFile(Path(folder) / "f.wkb", crs)
         for table in tables:
             found.add(table)
         assert len(found) == sum(map(len, tables))
-        parts = list(found.tables(rows))
+        parts = list(found.tables(size))
         assert found.area == pytest.approx(sum(part["area_m2"].sum() for part in parts))
-    assert all(len(part) == rows for part in parts[:-1])
+    sizes = [sum(map(len, shapely.to_wkb(part.geometry.to_numpy()))) for part in parts]
+    assert all(len(part) == 1 or of_part <= size for part, of_part in zip(parts, sizes, strict=True))
+    firsts = [len(shapely.to_wkb(part.geometry.iloc[0])) for part in parts[1:]]
+    assert all(before + first > size for before, first in zip(sizes[:-1], firsts, strict=True))
     return pandas.concat(parts, ignore_index=True)
 
 

@@ -57,7 +57,7 @@ def test_a_layer_comes_back_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "b.gpkg"
     write(path, layer("first", 3))
     read = geopandas.read_file(path)
-    (made,) = layer("first", 3).footprints.tables(10)
+    (made,) = layer("first", 3).footprints.tables(10_000)
     assert read.crs.to_epsg() == 32645
     assert read.geom_equals(made.geometry).all()
     for column in ("id", "cluster", "area_m2", "perimeter_m", "confidence"):
@@ -66,7 +66,7 @@ def test_a_layer_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_a_layer_is_the_same_in_one_go_or_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "one.gpkg", layer("first", 7), layer("second", 2))
-    monkeypatch.setattr(geopackage, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(geopackage, "_BYTES_AT_ONCE", 300)
     for _ in range(2):  # the second time over what is there
         write(tmp_path / "several.gpkg", layer("first", 7), layer("second", 2))
     for name in ("first", "second"):

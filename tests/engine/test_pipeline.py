@@ -135,13 +135,14 @@ def test_finer_pixels_are_resampled(tmp_path: Path, model: Path) -> None:
 def test_buildings_without_end_are_cut_off_with_a_warning(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vectorization, "_MOST_CORNERS", 0)
     monkeypatch.setattr(vectorization, "_PIXELS_AT_ONCE", 30 * 130)
     scene = write_raster(tmp_path / "scene.tif", town(200, 130, [(10, 10, 20, 180), (60, 20, 30, 10)]))
-    table, events = extract(scene, model)
-    assert len(table) > 2
-    assert table["area_m2"].sum() == pytest.approx((20 * 180 + 30 * 10) * 0.09, rel=2e-3)
-    assert any(isinstance(event, Warned) and "cut off" in event.message for event in events)
+    for most, is_cut in ((vectorization._MOST_CORNERS, False), (0, True)):
+        monkeypatch.setattr(vectorization, "_MOST_CORNERS", most)
+        table, events = extract(scene, model, overwrite=True)
+        assert (len(table) > 2) == is_cut
+        assert table["area_m2"].sum() == pytest.approx((20 * 180 + 30 * 10) * 0.09, rel=2e-3)
+        assert any(isinstance(event, Warned) and "cut along rows" in event.message for event in events) == is_cut
 
 
 def test_a_scene_smaller_than_a_tile(tmp_path: Path) -> None:

@@ -52,10 +52,13 @@ def vectorize(
     smallest: float = 0,
     building_clusters: tuple[int, ...] | None = BUILDINGS,
 ) -> list[Part]:
+    return fed(Vectorizer(building_clusters, smallest), clusters, cuts, origin)
+
+
+def fed(vectorizer: Vectorizer, clusters: np.ndarray, cuts: list[int], origin: tuple[int, int] = (0, 0)) -> list[Part]:
     """Components of a class raster that is fed in strips with ends at `cuts`."""
     height, width = clusters.shape
     planes = np.stack([clusters, clusters, probabilities(clusters)])
-    vectorizer = Vectorizer(building_clusters, smallest)
     components: list[Part] = []
     ends = sorted({cut for cut in cuts if 0 < cut < height} | {height})
     for start, end in zip([0, *ends], ends, strict=False):
@@ -195,17 +198,18 @@ def test_little_waits_within_a_strip_of_many_parts(moved: list[int], monkeypatch
 @settings(max_examples=200, deadline=None)
 @given(CLASSES, st.integers(1, 6), st.integers(0, 12))
 def test_what_is_too_large_is_cut_along_rows_and_nothing_is_lost(clusters: np.ndarray, rows: int, most: int) -> None:
-    whole = vectorize(clusters, [])
+    whole = vectorize(clusters, [], origin=(100, 200))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectorization, "_MOST_CORNERS", most)
-        pieces = vectorize(clusters, list(range(rows, 24, rows)))
-    pixels = dict.fromkeys(range(len(whole)), 0)
+        pieces = vectorize(clusters, list(range(rows, 24, rows)), origin=(100, 200))
+    sums = [(0, 0.0) for _ in whole]
     for piece in pieces:
         assert shapely.is_valid(piece.polygon)
         assert piece.polygon.area == piece.pixels
         (of,) = [number for number, part in enumerate(whole) if shapely.covers(part.polygon, piece.polygon)]
-        pixels[of] += piece.pixels
-    assert list(pixels.values()) == [part.pixels for part in whole]
+        sums[of] = (sums[of][0] + piece.pixels, sums[of][1] + piece.pixels * piece.confidence)
+    assert [pixels for pixels, _ in sums] == [part.pixels for part in whole]
+    assert [probability for _, probability in sums] == pytest.approx([part.pixels * part.confidence for part in whole])
     polygons = shapely.STRtree([piece.polygon for piece in pieces])
     first, second = polygons.query(polygons.geometries, predicate="overlaps")
     assert len(first) == len(second) == 0
@@ -217,11 +221,13 @@ def test_only_the_largest_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     clusters[:, 1:4] = clusters[::2, 4] = 1  # a comb from end to end
     clusters[:, 8:10] = 1
     clusters[np.arange(400) % 10 < 8, 12:18] = 1
-    pieces = vectorize(clusters, list(range(3, 400, 3)))
+    vectorizer = Vectorizer(BUILDINGS)
+    pieces = fed(vectorizer, clusters, list(range(3, 400, 3)))
     left, right = ([piece for piece in pieces if low < piece.polygon.centroid.x < low + 4] for low in (1, 7))
     assert len(left) > 4
     assert [piece.polygon.bounds for piece in right] == [(8, 0, 10, 400)]
     assert len(pieces) == len(left) + 1 + 40
+    assert vectorizer.cut_off == len(left) - 1
 
 
 def test_two_arms_that_meet_below_are_one_building() -> None:
