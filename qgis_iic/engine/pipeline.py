@@ -309,7 +309,8 @@ def _extract(
         with _strips(job, session, made, clock, progress) as answered:
             for strip in answered:
                 with clock.stage("vectorize"):
-                    _add(found, vectorizer.feed(strip), made, job)
+                    for components in vectorizer.feed(strip):
+                        _add(found, components, made, job)
         with clock.stage("vectorize"):
             _add(found, vectorizer.finish(), made, job)
         if vectorizer.cut_off:

@@ -13,7 +13,7 @@ columns those of its vertical ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,15 +152,18 @@ class Vectorizer:
         self._below = Window(0, 0, 1, 1)
         self.cut_off = 0
 
-    def feed(self, strip: Strip) -> Components:
-        """Components that are complete by now; the strip must lie right below the one before."""
+    def feed(self, strip: Strip) -> Iterator[Components]:
+        """Components that are complete by now, together, unless they have so many corners that each part's come alone.
+
+        The strip must lie right below the one before, and is to be read to the end.
+        """
         window = strip.window
         if not self._waiting:
             self._waiting = [_nothing(window.width)]
             self._last_row = np.zeros(window.width, np.bool_)
         self._below = Window(window.col, window.row_stop, window.width, 1)
         step = max(1, _PIXELS_AT_ONCE // window.width)
-        complete = []
+        complete: list[Components] = []
         for start in range(0, window.height, step):
             planes = strip.planes[:, start : start + step]
             mask = np.concatenate([self._last_row[None], building_mask(planes, self._building_clusters)])
@@ -172,12 +175,16 @@ class Vectorizer:
             if sum(each.nbytes for each in added) >= left.nbytes:
                 complete.append(self._join())
                 complete.append(self._cut_off(window.col, window.row + start + planes.shape[1]))
-        return Components.joined(complete)
+            if sum(shapely.get_num_coordinates(each.polygons).sum() for each in complete) > _MOST_CORNERS:
+                yield Components.joined(complete)
+                complete = []
+        if complete:
+            yield Components.joined(complete)
 
     def finish(self) -> Components:
         """All other components, those that reach the lower end of the last strip among them."""
         planes = np.full((3, 1, self._below.width), NODATA, np.uint8)
-        return Components.joined([self.feed(Strip(self._below, planes)), self._join()])
+        return Components.joined([*self.feed(Strip(self._below, planes)), self._join()])
 
     def _join(self) -> Components:
         components, left = _joined(self._waiting, self._smallest)

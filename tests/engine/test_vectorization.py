@@ -63,7 +63,8 @@ def fed(vectorizer: Vectorizer, clusters: np.ndarray, cuts: list[int], origin: t
     ends = sorted({cut for cut in cuts if 0 < cut < height} | {height})
     for start, end in zip([0, *ends], ends, strict=False):
         window = Window(origin[0], origin[1] + start, width, end - start)
-        components += parts(vectorizer.feed(Strip(window, planes[:, start:end])))
+        for complete in vectorizer.feed(Strip(window, planes[:, start:end])):
+            components += parts(complete)
     return components + parts(vectorizer.finish())
 
 
@@ -201,6 +202,7 @@ def test_what_is_too_large_is_cut_along_rows_and_nothing_is_lost(clusters: np.nd
     whole = vectorize(clusters, [], origin=(100, 200))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectorization, "_MOST_CORNERS", most)
+        patch.setattr(vectorization, "_PIXELS_AT_ONCE", 48)
         pieces = vectorize(clusters, list(range(rows, 24, rows)), origin=(100, 200))
     sums = [(0, 0.0) for _ in whole]
     for piece in pieces:
@@ -240,7 +242,7 @@ def test_two_arms_that_meet_below_are_one_building() -> None:
 def test_confidence_is_the_mean_probability() -> None:
     strip = Strip(Window(0, 0, 2, 1), np.array([[[1, 1]], [[0, 0]], [[254, 127]]], np.uint8))
     vectorizer = Vectorizer((1,))
-    assert len(vectorizer.feed(strip)) == 0
+    assert sum(map(len, vectorizer.feed(strip))) == 0
     (part,) = parts(vectorizer.finish())
     assert part.confidence == pytest.approx(0.75)
 
@@ -282,5 +284,5 @@ def test_specks_are_left_out() -> None:
 def test_no_data_is_no_building_even_if_its_number_is_named() -> None:
     vectorizer = Vectorizer((1, 255))
     planes = np.full((3, 4, 4), 255, np.uint8)
-    assert len(vectorizer.feed(Strip(Window(0, 0, 4, 4), planes))) == 0
+    assert sum(map(len, vectorizer.feed(Strip(Window(0, 0, 4, 4), planes)))) == 0
     assert len(vectorizer.finish()) == 0
