@@ -122,9 +122,9 @@ class FootprintFile:
                 part = facts.iloc[start:stop]
                 start = stop
                 polygons = []
-                for end, size in zip(part["end"], part["size"], strict=True):
-                    file.seek(end - size)
-                    polygons.append(file.read(size))
+                for end, length in zip(part["end"], part["size"], strict=True):
+                    file.seek(end - length)
+                    polygons.append(file.read(length))
                 columns = part.drop(columns=[*_POSITION, "end", "size"])
                 yield geopandas.GeoDataFrame(columns, geometry=shapely.from_wkb(polygons), crs=self._crs)
 

@@ -121,12 +121,20 @@ def test_the_minimum_counts_after_filling() -> None:
     np.testing.assert_allclose(table["area_m2"], [100])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
-def test_rows_are_in_reading_order_whatever_the_components_order(rows: int) -> None:
+def test_tables_are_filled_up_to_their_size() -> None:
+    """A rectangle is 93 bytes; how full the tables are is asserted where they are gathered."""
+    boxes = components(*(shapely.box(20 * number, 0, 20 * number + 5, 5) for number in range(9)))
+    tables = [footprints(boxes, NORTH_UP, UTM, (5e5, 3e6), min_area=0, max_hole_area=0)]
+    for size in (1, 93, 200, 300):
+        assert gathered(tables, UTM, size)["id"].tolist() == list(range(1, 10))
+
+
+@pytest.mark.parametrize("size", [1, 200, 1_000_000])
+def test_rows_are_in_reading_order_whatever_the_components_order(size: int) -> None:
     boxes = [shapely.box(0, 0, 5, 5), shapely.box(20, 0, 25, 5), shapely.box(3, 9, 8, 12)]
     batches = [components(boxes[2], first=2), components(), components(*boxes[:2])]
     tables = [footprints(batch, NORTH_UP, UTM, (5e5, 3e6), min_area=0, max_hole_area=0) for batch in batches]
-    table = gathered(tables, UTM, rows)
+    table = gathered(tables, UTM, size)
     expected = [shapely.affinity.affine_transform(box, NORTH_UP.to_shapely()) for box in boxes]
     assert shapely.equals(table.geometry.to_numpy(), expected).all()
     assert table["id"].tolist() == [1, 2, 3]
