@@ -59,7 +59,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2, help="times that everything is measured")
     parser.add_argument("--whole", action="store_true", help="also the full-width network on all of the scene")
-    parser.add_argument("--large", action="store_true", help="also rasters of 10^9 pixels and 40,000 x 40,000")
+    parser.add_argument(
+        "--large",
+        action="store_true",
+        help="also rasters of 10^9 pixels and 40,000 x 40,000, the latter by the int8 model, too, with --whole",
+    )
     parser.add_argument("--docs", action="store_true", help="write the table to docs/benchmarks.md as well")
     parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -120,13 +120,13 @@ class FootprintFile:
                 before = ends[start - 1] if start else 0
                 stop = max(start + 1, int(np.searchsorted(ends, before + size, side="right")))
                 part = facts.iloc[start:stop]
-                start = stop
                 polygons = []
                 for end, length in zip(part["end"], part["size"], strict=True):
                     file.seek(end - length)
                     polygons.append(file.read(length))
                 columns = part.drop(columns=[*_POSITION, "end", "size"])
                 yield geopandas.GeoDataFrame(columns, geometry=shapely.from_wkb(polygons), crs=self._crs)
+                start = stop
 
 
 def ring_areas(rings: Rings, crs: pyproj.CRS | None, about: Point) -> Doubles:

@@ -174,7 +174,8 @@ class Vectorizer:
             left, *added = self._waiting
             if sum(each.nbytes for each in added) >= left.nbytes:
                 complete.append(self._join())
-                complete.append(self._cut_off(window.col, window.row + start + planes.shape[1]))
+                if len(self._waiting[0].corners) > _MOST_CORNERS:
+                    complete.append(self._cut_off(window.col, window.row + start + planes.shape[1]))
             if sum(shapely.get_num_coordinates(each.polygons).sum() for each in complete) > _MOST_CORNERS:
                 yield Components.joined(complete)
                 complete = []
@@ -192,10 +193,11 @@ class Vectorizer:
         return components
 
     def _cut_off(self, col: int, row: int) -> Components:
-        """If too many corners wait, the components with the most, as if they ended above `row`, the next one."""
+        """The components with the most of the corners that wait, as if they ended above `row`, the next one.
+
+        Those with the fewest stay, half of `_MOST_CORNERS` in all; `col` is where the rows begin.
+        """
         (left,) = self._waiting
-        if len(left.corners) <= _MOST_CORNERS:
-            return _components(np.zeros(0, np.object_), left.votes[:0], left.probability[:0])
         corners = np.bincount(left.labels, minlength=len(left) + 1)
         by_corners = np.argsort(corners)
         is_cut = np.zeros(len(corners), np.bool_)
