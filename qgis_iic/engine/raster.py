@@ -22,7 +22,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window as RasterioWindow
 
-from qgis_iic.engine.resampling import taps_between
+from qgis_iic.engine.resampling import resample, taps_between
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import (
     ModelBandsMismatch,
@@ -353,14 +353,14 @@ class GridReader:
             rows = taps_between(window.row + start, window.row + stop, self.grid.scale[1], self.raster.height)
             source = Window.spanning(columns.start, rows.start, columns.stop, rows.stop)
             read, read_valid = self.raster.read(self.bands, source)
-            values[:, start:stop] = columns.apply(rows.apply(read, axis=1), axis=2)
+            resample(read, rows, columns, values[:, start:stop])
             inside = np.outer(rows.weights.sum(axis=1), columns.weights.sum(axis=1)) > _ALL_BUT_ROUNDING
             valid[start:stop] = inside
             if not read_valid.all():
                 # Counted rather than weighed: a corner of a pixel without data weighs less than rounding.
-                missing = (~read_valid)[None].astype(np.float32)
-                gaps = columns.touching().apply(rows.touching().apply(missing, axis=1), axis=2)[0]
-                valid[start:stop] &= gaps == 0
+                missing, gaps = (~read_valid)[None].astype(np.float32), np.empty((1, *inside.shape), np.float32)
+                resample(missing, rows.touching(), columns.touching(), gaps)
+                valid[start:stop] &= gaps[0] == 0
         return values, valid
 
     def _match_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

@@ -33,19 +33,24 @@ class Taps:
         """The same source pixels, each that has a say counted once."""
         return replace(self, weights=(self.weights > LEAST_OVERLAP).astype(np.float32))
 
-    def apply(self, planes: Floats, axis: int) -> Floats:
-        """Resamples one axis of [planes, rows, columns], 1 or 2.
-
-        A sparse product adds tap by tap, so that the order of additions is the same for every pixel of any window.
-        """
+    def matrix(self) -> sparse.csr_array:
+        """[outputs, stop - start]."""
         outputs, taps = self.weights.shape
         starts = np.arange(outputs + 1) * taps
-        matrix = sparse.csr_array(
-            (self.weights.ravel(), self.indices.ravel(), starts), shape=(outputs, planes.shape[axis])
+        return sparse.csr_array(
+            (self.weights.ravel(), self.indices.ravel(), starts), shape=(outputs, self.stop - self.start)
         )
-        if axis == 1:
-            return np.stack([matrix @ plane for plane in planes])
-        return np.stack([(matrix @ np.ascontiguousarray(plane.T)).T for plane in planes])
+
+
+def resample(planes: Floats, rows: Taps, columns: Taps, output: Floats) -> None:
+    """Writes the source pixels [planes, rows, columns] of both taps to `output`, resampled along either axis.
+
+    A sparse product adds tap by tap, so that the order of additions is the same for every pixel of any window. One
+    plane after the other: fresh memory for all of them takes longer than the sums.
+    """
+    down, across = rows.matrix(), columns.matrix()
+    for plane, resampled in zip(planes, output, strict=True):
+        resampled[:] = (across @ np.ascontiguousarray((down @ plane).T)).T
 
 
 def taps_between(start: int, stop: int, scale: float, length: int) -> Taps:
