@@ -69,7 +69,7 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--memory", type=click.IntRange(min=LEAST_MEMORY), metavar="MB",
                      help="Memory that a run on a CPU may take: with more, tiles are larger and overlap less. On a GPU "
                      "it bounds how far the reading runs ahead.  "
-                     "[default: 1500, and tiles of the model's size at most]"),
+                     "[default: 1500, and tiles of twice the model's side at most]"),
         click.option("--provider", type=click.Choice(get_args(Provider)), default="auto",
                      help="Where the network runs; auto takes the fastest that `iic info --devices` finds usable, "
                      "TensorRT not among them."),

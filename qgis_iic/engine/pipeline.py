@@ -46,8 +46,13 @@ _CACHE_SHARE = 0.08
 _OF_PROCESS = 400e6
 """Bytes that a run takes whatever it works on, measured: half of them libraries, half arrays of a tile or some rows."""
 
-_PER_STRIP_PIXEL = 3 * 3
-"""Bytes: three planes of the strip that is made, the one that waits, and the one that is used."""
+_PER_STRIP_PIXEL = 3 * 3 + 12
+"""Bytes: three planes of the strip that is made, the one that waits, and the one that is used; and, measured, what is
+traced."""
+
+_LARGEST_TILE = 2
+"""Times the model's own side, where the job does not say how much memory there is: still larger tiles save some percent
+of the work, and there is word of a run, and an end to it, between tiles."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def plan(
         raster: open.
         source: says what of it.
         metadata: of the model.
-        tile_size: as the job has it; None for the model's own, or less where `memory` asks for it.
+        tile_size: as the job has it; None for what `memory` allows.
         memory: as the job has it.
 
     Raises:
@@ -174,8 +179,9 @@ def class_map(
     """
     session = Session(model)
     source_window = None if window is None else (window.col, window.row, window.width, window.height)
+    source = Source(str(path), bands=bands, window=source_window)
     with open_raster(path) as raster:
-        made = plan(raster, Source(str(path), bands=bands, window=source_window), session.metadata)
+        made = plan(raster, source, session.metadata, session.metadata.tile_size)
         planes = answer(session, made)
     transform = made.reader.grid.transform @ Affine.translation(made.window.col, made.window.row)
     return planes, transform, raster.crs
@@ -184,11 +190,12 @@ def class_map(
 def _tile_size_within(memory: int | None, metadata: ModelMetadata, of_row: float) -> int:
     """Largest side of a tile for which a run on a CPU stays within `memory` MB; a row of pixels takes `of_row` bytes.
 
-    Without a limit of the job it is the model's own at most: larger ones save little but memory.
+    The larger the tiles, the less is seen twice, and a pixel takes as long in tiles of any size.
     """
-    side = int((math.sqrt(of_row**2 + 4 * PER_TILE_PIXEL * _left(memory)) - of_row) / (2 * PER_TILE_PIXEL))
+    of_pixel = PER_TILE_PIXEL[metadata.precision.get("kind", "fp32")]
+    side = int((math.sqrt(of_row**2 + 4 * of_pixel * _left(memory)) - of_row) / (2 * of_pixel))
     side = max(side // metadata.stride * metadata.stride, 4 * metadata.halo)
-    return min(side, metadata.tile_size) if memory is None else side
+    return min(side, _LARGEST_TILE * metadata.tile_size) if memory is None else side
 
 
 def _left(memory: int | None) -> float:

@@ -30,8 +30,8 @@ from qgis_iic.protocol.model_metadata import (
     check_building_clusters,
 )
 
-PER_TILE_PIXEL = 2100
-"""Bytes in ONNX Runtime, measured on a CPU, full and quarter width: upsampled logits and the widest layers."""
+PER_TILE_PIXEL: dict[Precision, int] = {"fp32": 2100, "fp16": 2100, "int8": 1400}
+"""Bytes in ONNX Runtime, measured on a CPU with the full width: upsampled logits and the widest layers."""
 
 _GPU_BATCH = 8
 """Tiles a run on a GPU at most; a CPU is busy with one."""
@@ -113,7 +113,8 @@ class Session:
         self._run_options = onnxruntime.RunOptions()
         self._cancelled = False
         self.on_cpu = bound.provider == "cpu"
-        self.batch_size = 1 if self.on_cpu else _gpu_batch(tile_size or self.metadata.tile_size)
+        side = tile_size or self.metadata.tile_size
+        self.batch_size = 1 if self.on_cpu else _gpu_batch(PER_TILE_PIXEL[self.precision] * side**2)
 
     def run(self, tiles: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Clusters, classes and building probabilities of a batch.
@@ -245,12 +246,12 @@ def _check_original(copy: _Bound) -> None:
         )
 
 
-def _gpu_batch(side: int) -> int:
-    """Tiles of `side` pixels that are run together on a GPU, as far as its driver says what is free."""
+def _gpu_batch(of_tile: int) -> int:
+    """Tiles of so many bytes that are run together on a GPU, as far as its driver says what is free."""
     free = free_memory()
     if free is None:
         return _GPU_BATCH
-    return max(1, min(_GPU_BATCH, int(_GPU_SHARE * free / (PER_TILE_PIXEL * side**2))))
+    return max(1, min(_GPU_BATCH, int(_GPU_SHARE * free / of_tile)))
 
 
 def _fastest(bound: list[_Bound]) -> _Bound:

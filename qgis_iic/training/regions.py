@@ -122,7 +122,7 @@ def labelled_plan(source: RegionSource, metadata: ModelMetadata) -> Iterator[tup
     with open_raster(source.imagery) as raster:
         window = source.window or labelled_window(raster, source.labels, source.area)
         box = (window.col, window.row, window.width, window.height)
-        made = plan(raster, Source(str(source.imagery), bands=source.bands, window=box), metadata)
+        made = plan(raster, Source(str(source.imagery), bands=source.bands, window=box), metadata, metadata.tile_size)
         transform = made.reader.grid.transform @ Affine.translation(made.window.col, made.window.row)
         shape = (made.window.height, made.window.width)
         yield made, read_labels(source.labels, source.area, transform, shape, raster.crs)
