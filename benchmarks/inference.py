@@ -380,7 +380,8 @@ def write_full(path: Path) -> None:
     model = build_model(build_network(replace(config, network=shape)).eval(), (metadata.mean, metadata.std))
     write_model(model, metadata, path)
     noise = np.random.default_rng(0).integers(0, 256, (3, 128, 128)).astype(np.float32)
-    write_model(to_int8(model, [noise]), metadata, sibling(path, "int8"))
+    copy = replace(metadata, precision={"kind": "int8", "of_weights_sha256": metadata.weights_sha256})
+    write_model(to_int8(model, [noise]), copy, sibling(path, "int8"))
 
 
 def write_stub(path: Path) -> None:

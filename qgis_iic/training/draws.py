@@ -17,6 +17,8 @@ from qgis_iic.training.regions import Region
 
 LARGEST_PART = 2 / 3
 """Of the units there are; where fewer than wanted are there, draws must still differ."""
+ATTEMPTS = 100
+"""At drawing units that hold buildings and background both: nothing can be learnt from one of them alone."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,24 @@ class Units:
         return sum(last - first + 1 for first, last in self.groups)
 
     def draw(self, labels: Sequence[Labels], draws: Draws, seed: int) -> list[Labels]:
-        """The labels, with those of all but some random units made unlabelled; at most `draws.tiles` of a group."""
+        """The labels, with those of all but some random units made unlabelled; at most `draws.tiles` of a group.
+
+        Where buildings are rare, tiles are drawn again until they hold one; they may hold none after `ATTEMPTS`.
+        """
         random = np.random.default_rng(seed)
-        drawn = np.zeros(1 + self.count, np.bool_)
-        for first, last in self.groups:
-            count = last - first + 1
-            wanted = min(draws.tiles, max(1, round(LARGEST_PART * count)))
-            drawn[first + random.choice(count, size=wanted, replace=False)] = True
-        return [
-            np.where(drawn[units], plane, UNLABELLED).astype(np.uint8)
-            for units, plane in zip(self.planes, labels, strict=True)
-        ]
+        for _ in range(ATTEMPTS):
+            drawn = np.zeros(1 + self.count, np.bool_)
+            for first, last in self.groups:
+                count = last - first + 1
+                wanted = min(draws.tiles, max(1, round(LARGEST_PART * count)))
+                drawn[first + random.choice(count, size=wanted, replace=False)] = True
+            found = [
+                np.where(drawn[units], plane, UNLABELLED).astype(np.uint8)
+                for units, plane in zip(self.planes, labels, strict=True)
+            ]
+            if all(any((plane == kind).any() for plane in found) for kind in (BUILDING, BACKGROUND)):
+                break
+        return found
 
 
 def label_units(labels: Sequence[Labels], tile_size: int) -> Units | None:

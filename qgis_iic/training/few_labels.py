@@ -22,11 +22,12 @@ from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import without_building_head
-from qgis_iic.training.draws import Units, label_units
+from qgis_iic.training.draws import label_units
 from qgis_iic.training.evaluation import confusion
 from qgis_iic.training.finetune import build_tuned_model, fine_tune, read_network
 from qgis_iic.training.labelled_chips import read_blocks
-from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
+from qgis_iic.training.labels import UNLABELLED, Labels
+from qgis_iic.training.matching import check_labels
 from qgis_iic.training.model_file import read_model, write_model
 from qgis_iic.training.places import Draws, Place
 from qgis_iic.training.probe import match_with_probe
@@ -35,7 +36,6 @@ from qgis_iic.training.regions import RegionSource, labelled_plan, read_region
 SHARES = (0.01, 0.05, 0.1, 1.0)
 TILES = 50
 TILE_SIZE = 64
-ATTEMPTS = 100
 MEASURES = {"accuracy": "accuracy", "building_iou": "building IoU", "building_f1": "F1"}
 
 Tell = Callable[[str], None]
@@ -149,28 +149,14 @@ def _drawn(
     counts = {f"{100 * share:g} %": max(1, round(share * units.count)) for share in SHARES}
     parts = {**counts, f"{TILES} {units.kind}": TILES}
     for name, count in ((name, count) for name, count in parts.items() if only in name):
-        drawn = _with_both_kinds(units, planes, count, seed)
+        drawn = planes if count >= units.count else units.draw(planes, Draws(tiles=count), seed)
+        check_labels(drawn, f"{name}, drawn")
         drawn_sources = []
         for index, (source, plane) in enumerate(zip(sources, drawn, strict=True)):
             part = replace(source, labels=folder / f"labels_{index}.tif", area=None)
             _write_labels(part.labels, plane, transforms[index], systems[index])
             drawn_sources.append(part)
         yield name, _known(drawn) / _known(planes), drawn_sources
-
-
-def _with_both_kinds(units: Units, planes: Sequence[Labels], count: int, seed: int) -> Sequence[Labels]:
-    """The labels of `count` units, all labels where there are no more; the first draw with a building and a background.
-
-    Raises:
-        LabelsInvalid: none of many draws has both.
-    """
-    if count >= units.count:
-        return planes
-    for attempt in range(seed, seed + ATTEMPTS):
-        drawn = units.draw(planes, Draws(tiles=count), attempt)
-        if all(any((plane == kind).any() for plane in drawn) for kind in (BUILDING, BACKGROUND)):
-            return drawn
-    raise LabelsInvalid(f"{count} of the {units.count} {units.kind} hold no building or no background.")
 
 
 def _known(planes: Sequence[Labels]) -> int:

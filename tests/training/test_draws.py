@@ -27,6 +27,17 @@ def test_dense_labels_are_drawn_by_tiles() -> None:
     assert (first != 255).sum() + (second != 255).sum() == 9 * 64  # two thirds of 14
 
 
+def test_tiles_are_drawn_until_they_hold_a_building() -> None:
+    labels = np.zeros((64, 64), np.uint8)
+    labels[20:23, 40:44] = 1
+    units = label_units([labels], 8)
+    assert units is not None
+    for seed in range(8):
+        (plane,) = units.draw([labels], Draws(tiles=4, tile_size=8), seed)
+        assert (plane == 1).sum() == 12
+        assert (plane != 255).sum() == 4 * 64
+
+
 def test_scattered_labels_are_drawn_by_features_of_either_label() -> None:
     labels = scattered()
     units = label_units([labels], 8)
