@@ -23,7 +23,7 @@ from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.overlap import made_ahead
 from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
-from qgis_iic.engine.session import PER_TILE_PIXEL, Session
+from qgis_iic.engine.session import Session, bytes_per_pixel
 from qgis_iic.engine.stitching import Planes, Strip, strips
 from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
 from qgis_iic.engine.vectorization import Components, Vectorizer
@@ -192,7 +192,7 @@ def _tile_size_within(memory: int | None, metadata: ModelMetadata, of_row: float
 
     The larger the tiles, the less is seen twice, and a pixel takes as long in tiles of any size.
     """
-    of_pixel = PER_TILE_PIXEL[metadata.precision.get("kind", "fp32")]
+    of_pixel = bytes_per_pixel(metadata)
     side = int((math.sqrt(of_row**2 + 4 * of_pixel * _left(memory)) - of_row) / (2 * of_pixel))
     side = max(side // metadata.stride * metadata.stride, 4 * metadata.halo)
     return min(side, _LARGEST_TILE * metadata.tile_size) if memory is None else side

@@ -30,9 +30,6 @@ from qgis_iic.protocol.model_metadata import (
     check_building_clusters,
 )
 
-PER_TILE_PIXEL: dict[Precision, int] = {"fp32": 2100, "fp16": 2100, "int8": 1400}
-"""Bytes in ONNX Runtime, measured on a CPU with the full width: upsampled logits and the widest layers."""
-
 _GPU_BATCH = 8
 """Tiles a run on a GPU at most; a CPU is busy with one."""
 
@@ -41,6 +38,14 @@ _GPU_SHARE = 0.5
 
 _TRIAL_SIDE = 256
 """Pixels: large enough for a trial to tell which is faster, small enough to keep nobody waiting."""
+
+
+def bytes_per_pixel(metadata: ModelMetadata) -> int:
+    """What ONNX Runtime takes for each pixel of a tile, in bytes: upsampled logits and the widest layers.
+
+    Measured on a CPU with the full width, in int8 and in fp32.
+    """
+    return 1400 if metadata.precision.get("kind") == "int8" else 2100
 
 
 def model_file(model: str | Path, precision: Precision) -> Path:
@@ -114,7 +119,7 @@ class Session:
         self._cancelled = False
         self.on_cpu = bound.provider == "cpu"
         side = tile_size or self.metadata.tile_size
-        self.batch_size = 1 if self.on_cpu else _gpu_batch(PER_TILE_PIXEL[self.precision] * side**2)
+        self.batch_size = 1 if self.on_cpu else _gpu_batch(bytes_per_pixel(self.metadata) * side**2)
 
     def run(self, tiles: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Clusters, classes and building probabilities of a batch.
@@ -246,12 +251,12 @@ def _check_original(copy: _Bound) -> None:
         )
 
 
-def _gpu_batch(of_tile: int) -> int:
-    """Tiles of so many bytes that are run together on a GPU, as far as its driver says what is free."""
+def _gpu_batch(tile_bytes: int) -> int:
+    """Tiles of that many bytes that are run together on a GPU, as far as its driver says what is free."""
     free = free_memory()
     if free is None:
         return _GPU_BATCH
-    return max(1, min(_GPU_BATCH, int(_GPU_SHARE * free / of_tile)))
+    return max(1, min(_GPU_BATCH, int(_GPU_SHARE * free / tile_bytes)))
 
 
 def _fastest(bound: list[_Bound]) -> _Bound:

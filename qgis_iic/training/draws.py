@@ -47,18 +47,21 @@ class Units:
         """
         random = np.random.default_rng(seed)
         for _ in range(ATTEMPTS):
-            drawn = np.zeros(1 + self.count, np.bool_)
-            for first, last in self.groups:
-                count = last - first + 1
-                wanted = min(draws.tiles, max(1, round(LARGEST_PART * count)))
-                drawn[first + random.choice(count, size=wanted, replace=False)] = True
-            found = [
-                np.where(drawn[units], plane, UNLABELLED).astype(np.uint8)
-                for units, plane in zip(self.planes, labels, strict=True)
-            ]
+            found = self._draw_once(labels, draws, random)
             if all(any((plane == kind).any() for plane in found) for kind in (BUILDING, BACKGROUND)):
                 break
         return found
+
+    def _draw_once(self, labels: Sequence[Labels], draws: Draws, random: np.random.Generator) -> list[Labels]:
+        drawn = np.zeros(1 + self.count, np.bool_)
+        for first, last in self.groups:
+            count = last - first + 1
+            wanted = min(draws.tiles, max(1, round(LARGEST_PART * count)))
+            drawn[first + random.choice(count, size=wanted, replace=False)] = True
+        return [
+            np.where(drawn[units], plane, UNLABELLED).astype(np.uint8)
+            for units, plane in zip(self.planes, labels, strict=True)
+        ]
 
 
 def label_units(labels: Sequence[Labels], tile_size: int) -> Units | None:
