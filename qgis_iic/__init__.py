@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from qgis_iic.plugin.plugin import Plugin
 
 __version__ = "0.1.0"
+
+# ONNX Runtime 1.29 and later reports its use to Microsoft, with the names of model files, from when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def classFactory(iface: QgisInterface | None) -> Plugin:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -213,3 +216,16 @@ def test_a_run_under_way_can_be_cancelled(tmp_path: Path) -> None:
         session.run(tiles)
     with pytest.raises(Cancelled):
         session.run(tiles[..., :8, :8])
+
+
+def test_nothing_is_reported_to_the_makers_of_onnx_runtime(tmp_path: Path) -> None:
+    brightness_model(tmp_path / "m.onnx")
+    program = "import sys, pathlib; from qgis_iic.engine.session import Session; Session(pathlib.Path(sys.argv[1]), 'cpu')"
+    home = tmp_path / "home"
+    home.mkdir()
+    # ONNX Runtime is silent by itself where it thinks that it is tested, and where the user said so before.
+    silencing = {"CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME"}
+    environment = {name: value for name, value in os.environ.items() if name not in silencing} | {"HOME": str(home)}
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", program, tmp_path / "m.onnx"], env=environment, cwd=root, check=True)
+    assert not list(home.rglob("*onnxruntime*"))
