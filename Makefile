@@ -17,7 +17,7 @@ qgis_rules_off := QGS105,QGS201,QGS202
 .DELETE_ON_ERROR:
 
 demo: setup $(package)
-	$(engine)/python demo/run.py $(SCENE)
+	$(engine)/python demo/run.py $(if $(SCENE),"$(SCENE)")
 
 test: setup $(package)
 	$(engine)/python -m pytest --ignore=tests/plugin --ignore=tests/integration

@@ -70,6 +70,10 @@ def command(
         matched = match_by_hand(model, building, output)
         click.echo(f"Building clusters: {_listed(matched)}")
         return
+    if places is not None and (imagery or labels or area):
+        raise click.UsageError("--places names imagery and labels itself; leave out the options that do.")
+    if places is None and data is not None:
+        raise click.UsageError("--data goes with --places.")
     if places is not None:
         sources = [source for place in load_protocol(places, data).places for source in place.match]
     elif imagery is not None and labels is not None:

@@ -153,9 +153,9 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
         ]
         cache = max(_CACHE_SHARE * (job.memory or _MEMORY) * 1e6, *(each.decoded_bytes for each in plans))
         rasters.enter_context(rasterio.Env(GDAL_CACHEMAX=int(cache)))
+        emit(Started(session.provider, str(session.path), sum(each.tiles for each in plans)))
         for warning in (text for each in plans for text in _warnings(each, session.metadata)):
             emit(Warned(warning))
-        emit(Started(session.provider, str(session.path), sum(each.tiles for each in plans)))
         progress = _Progress(plans, clock, emit, cancellation)
         work = _extract if job.task == "extract" else _segment
         layers = work(job, session, plans, scratch, clock, progress)

@@ -18,12 +18,13 @@ import pyproj
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window as RasterioWindow
 
 from qgis_iic.engine.resampling import resample, taps_between
 from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.bands import default_bands
 from qgis_iic.protocol.errors import (
     ModelBandsMismatch,
     SourceCorrupt,
@@ -38,6 +39,9 @@ Mask = NDArray[np.bool_]
 
 _COARSEST = 4.0
 """Times the model's largest ground sampling distance: in coarser pixels there are no buildings to be seen."""
+
+_MEANINGLESS = 1e30
+"""Values of float rasters from here on measure nothing: many programs fill gaps with the lowest float32, undeclared."""
 
 _RESAMPLED_AT_ONCE = 4_000_000
 """Source pixels of a band that are held at once while a window is resampled."""
@@ -95,21 +99,22 @@ class Raster:
     def default_bands(self, names: tuple[str, ...]) -> tuple[int, ...]:
         """Band numbers for a model that takes the bands of these names.
 
-        The raster's own colour interpretation decides; where it says nothing, a raster with just as many bands, alpha
-        not counted, is taken in file order.
+        The raster's own colour interpretation decides: see `protocol.bands.default_bands`.
 
         Raises:
-            ModelBandsMismatch: neither applies.
+            ModelBandsMismatch: it does not tell.
         """
-        colors = self._dataset.colorinterp
-        by_color = {color.name: number for number, color in enumerate(colors, start=1)}
-        if all(name in by_color for name in names):
-            return tuple(by_color[name] for name in names)
-        bands = tuple(number for number, color in enumerate(colors, start=1) if color is not ColorInterp.alpha)
-        if len(bands) != len(names):
+        colours = [colour.name.lower() for colour in self._dataset.colorinterp]
+        if colours == ["palette"]:
             raise ModelBandsMismatch(
-                f"The model takes {len(names)} bands ({', '.join(names)}) and {self.path} has {len(bands)}. "
-                "Say which of its bands to use, in the model's order, or choose a model that fits."
+                f"{self.path} has its colours in a palette. Make bands of them first, in QGIS with PCT to RGB."
+            )
+        bands = default_bands(names, colours)
+        if bands is None:
+            raise ModelBandsMismatch(
+                f"The model takes {len(names)} bands ({', '.join(names)}) and {self.path} has {len(colours)} "
+                f"({', '.join(colours)}). Say which of its bands to use, in the model's order, or choose a model that "
+                "fits."
             )
         return bands
 
@@ -128,8 +133,8 @@ class Raster:
 
         Returns:
             Values float32 [bands, height, width], 0 where not valid, and validity bool [height, width]: the mask band,
-            alpha or no-data value says so, and all values are finite. No-data values have to be in all bands of 8-bit
-            rasters to make a pixel invalid, else in one.
+            alpha or no-data value says so, and no value is without meaning, such as NaN. No-data values have to be in
+            all bands of 8-bit rasters to make a pixel invalid, else in one.
 
         Raises:
             SourceCorrupt: a block can't be read or decoded.
@@ -149,7 +154,7 @@ class Raster:
                 "The file is damaged or incomplete; fetch or export it again."
             ) from error
         if np.issubdtype(self.dtype, np.floating):
-            valid &= np.isfinite(values).all(axis=0)
+            valid &= (np.abs(values) < _MEANINGLESS).all(axis=0)
         _blank(values, valid)
         return values, valid
 
@@ -190,7 +195,7 @@ def open_raster(path: str | Path, crs: str | None = None) -> Iterator[Raster]:
 def _check_usable(dataset: rasterio.DatasetReader, path: str) -> None:
     if dataset.count == 0:
         raise SourceNotRaster(f"{path} holds no raster band of its own; open one of its subdatasets.")
-    if any(np.issubdtype(dtype, np.complexfloating) for dtype in dataset.dtypes):
+    if any(dtype.startswith("complex") for dtype in dataset.dtypes):  # of integers too, which numpy does not know
         raise SourceUnsuitable(f"{path} has complex values; the models take real ones.")
     if dataset.transform.is_identity and dataset.gcps[0]:
         raise SourceUnsuitable(f"{path} has control points only. Warp it first, in QGIS with Warp (reproject).")
@@ -213,6 +218,9 @@ def _crs_of(dataset: rasterio.DatasetReader, override: str | None) -> pyproj.CRS
 def to_geographic(crs: pyproj.CRS) -> pyproj.Transformer:
     """From coordinates of `crs` in (x, y) order to longitude and latitude on its own datum, in degrees."""
     geographic = crs.geodetic_crs or pyproj.CRS("EPSG:4326")
+    if geographic.axis_info[0].unit_name != "degree":  # grads east of Paris
+        ellipsoid = geographic.get_geod()
+        geographic = pyproj.CRS.from_dict({"proj": "longlat", "a": ellipsoid.a, "b": ellipsoid.b})
     return pyproj.Transformer.from_crs(crs, geographic, always_xy=True)
 
 
@@ -364,7 +372,11 @@ class GridReader:
         return values, valid
 
     def _match_moments(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Sets gain and offset from the layer's own statistics, which do not depend on the window that is asked for."""
+        """Sets gain and offset from the layer's own statistics, which do not depend on the window that is asked for.
+
+        Pixels that are 0 in all bands do not count: outside of what the sensor saw scenes are often filled with them
+        and do not say so.
+        """
         values = np.concatenate([self._valid_values(window) for window in self._sample_windows()], axis=1)
         if values.shape[1] == 0:
             return
@@ -376,7 +388,7 @@ class GridReader:
 
     def _valid_values(self, window: Window) -> Floats:
         values, valid = self._read_inside(window)
-        return values[:, valid]
+        return values[:, valid & values.any(axis=0)]
 
     def _sample_windows(self, count: int = 8, side: int = 256) -> Iterator[Window]:
         """`count` x `count` windows spread evenly over the grid, fewer where it is small."""

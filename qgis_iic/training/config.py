@@ -277,8 +277,8 @@ def load_config(path: Path, data: Path | None = None) -> TrainingConfig:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SourceNotFound(f"There is no training configuration at {path}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise JobInvalid(f"{path} is not a TOML file: {error}.") from error
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobInvalid(f"{path} can't be read as a TOML file: {error}.") from error
     if data is not None:
         record["data"] = str(data)
     _require("data" in record, "it must name the folder `data`")

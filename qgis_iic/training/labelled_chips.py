@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qgis_iic.engine.pipeline import Plan
+from qgis_iic.engine.raster import GridReader
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.imagery import Chips, Scene
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
 from qgis_iic.training.pairs import usable_ground
-from qgis_iic.training.regions import RegionSource, labelled_plan
+from qgis_iic.training.regions import RegionSource, in_blocks, labelled_plan
 
 CHIP_SIZE = 128
 BLOCK = 512
@@ -62,30 +62,45 @@ def read_blocks(source: RegionSource, metadata: ModelMetadata, random: np.random
         LabelsInvalid: see `labels.read_labels`.
         IicError: see `engine.raster`.
     """
-    with labelled_plan(source, metadata) as (made, labels):
-        grid, window = made.reader.grid, made.window
+    sources = in_blocks(source)
+    parts = []
+    for each in sources:
+        with labelled_plan(each, metadata) as (made, labels):
+            parts.append(_Part(made.window, labels))
+    first_col, first_row = (min(getattr(part.window, side) for part in parts) for side in ("col", "row"))
+    last_col, last_row = (max(getattr(part.window, side) for part in parts) for side in ("col_stop", "row_stop"))
+    # Any of their plans reads all of the grid.
+    with labelled_plan(sources[0], metadata) as (made, _):
+        grid = made.reader.grid
         cores = [
             Window.spanning(col, row, min(col + BLOCK, grid.width), min(row + BLOCK, grid.height))
-            for row in range(max(0, window.row - CONTEXT), min(grid.height, window.row_stop + CONTEXT), BLOCK)
-            for col in range(max(0, window.col - CONTEXT), min(grid.width, window.col_stop + CONTEXT), BLOCK)
+            for row in range(max(0, first_row - CONTEXT), min(grid.height, last_row + CONTEXT), BLOCK)
+            for col in range(max(0, first_col - CONTEXT), min(grid.width, last_col + CONTEXT), BLOCK)
         ]
-        chosen = [core for core in cores if (_cut(labels, window, core) != UNLABELLED).any()]
+        chosen = [core for core in cores if (_cut(parts, core) != UNLABELLED).any()]
         others = [core for core in cores if core not in chosen]
         chosen += [others[index] for index in random.permutation(len(others))[:UNLABELLED_BLOCKS]]
-        return [_read_block(made, labels, core, metadata.halo) for core in chosen]
+        return [_read_block(made.reader, parts, core, metadata.halo) for core in chosen]
 
 
-def _read_block(made: Plan, labels: Labels, core: Window, halo: int) -> Block:
+class _Part(NamedTuple):
+    """Labels, uint8 [H, W], of a window of the grid."""
+
+    window: Window
+    labels: Labels
+
+
+def _read_block(reader: GridReader, parts: Sequence[_Part], core: Window, halo: int) -> Block:
     """A core with its rim."""
-    grid, rim = made.reader.grid, CHIP_SIZE // 2
+    grid, rim = reader.grid, CHIP_SIZE // 2
     window = Window.spanning(
         max(0, core.col - rim),
         max(0, core.row - rim),
         min(grid.width, core.col_stop + rim),
         min(grid.height, core.row_stop + rim),
     )
-    values, valid = made.reader.read(window)
-    return make_block(values, valid, _cut(labels, made.window, window), core.slices_in(window), halo)
+    values, valid = reader.read(window)
+    return make_block(values, valid, _cut(parts, window), core.slices_in(window), halo)
 
 
 def make_block(
@@ -101,12 +116,13 @@ def make_block(
     return Block(scene, np.pad(known, fill, constant_values=UNLABELLED), core)
 
 
-def _cut(labels: Labels, window: Window, wanted: Window) -> Labels:
-    """The labels of `wanted`, of which `labels` covers `window`; unlabelled outside."""
+def _cut(parts: Sequence[_Part], wanted: Window) -> Labels:
+    """The labels of `wanted`; unlabelled outside the parts."""
     found = np.full((wanted.height, wanted.width), UNLABELLED, np.uint8)
-    common = window.intersection(wanted)
-    if common is not None:
-        found[common.slices_in(wanted)] = labels[common.slices_in(window)]
+    for window, labels in parts:
+        common = window.intersection(wanted)
+        if common is not None:
+            found[common.slices_in(wanted)] = labels[common.slices_in(window)]
     return found
 
 

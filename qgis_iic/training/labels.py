@@ -16,9 +16,10 @@ import pyproj
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from pyproj.enums import TransformDirection
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.features import rasterize
-from rasterio.warp import Resampling, reproject, transform_bounds
+from rasterio.warp import Resampling, reproject
 
 from qgis_iic.engine.raster import Raster, to_geographic
 from qgis_iic.engine.tiling import Window
@@ -50,11 +51,14 @@ def labelled_window(raster: Raster, labels: Path, area: Path | None) -> Window:
     """The part of `raster` that the labels cover, in its own pixels.
 
     Raises:
-        LabelsInvalid: the labels can't be read, have no CRS where the raster has one, or lie outside the raster.
+        LabelsInvalid: the labels can't be read, or lie outside the raster.
     """
     bounds, crs = _extent(labels, area, raster.crs)
-    if crs is not None and raster.crs is not None:
-        bounds = transform_bounds(crs.to_wkt(), raster.crs.to_wkt(), *bounds)
+    if crs is not None:
+        try:
+            bounds = _within(raster, bounds, crs)
+        except pyproj.exceptions.ProjError as error:
+            raise LabelsInvalid(f"The labels in {labels} can't be brought onto {raster.path}: {error}.") from error
     inside = _covered(raster, bounds)
     if inside is None:
         raise LabelsInvalid(f"The labels in {labels} lie outside {raster.path}. Check their coordinate system.")
@@ -72,9 +76,7 @@ def labelled_blocks(raster: Raster, labels: Path, area: Path | None) -> list[Win
     window = labelled_window(raster, labels, area)
     if area is not None or _is_raster(labels):
         return [window]
-    features = _read_features(labels, raster.crs)
-    if features.crs is not None and raster.crs is not None:
-        features = features.to_crs(raster.crs)
+    features = _in_crs(_read_features(labels, raster.crs), raster.crs)
     places: set[tuple[int, int]] = set()
     for bounds in features.bounds.itertuples(index=False):
         covered = _covered(raster, tuple(bounds))
@@ -88,8 +90,34 @@ def labelled_blocks(raster: Raster, labels: Path, area: Path | None) -> list[Win
     return [square for square in squares if square is not None]
 
 
+def _within(raster: Raster, bounds: Bounds, crs: pyproj.CRS) -> Bounds:
+    """What bounds in `crs` have in common with the raster, in the raster's CRS; not finite where that is nothing.
+
+    Labels may reach to where the raster's CRS has no coordinates, or say that they do by mistake: compared is where
+    both have some, on the raster's own ground.
+    """
+    to_labels = pyproj.Transformer.from_crs(raster.crs or crs, crs, always_xy=True)
+    corners = [raster.transform @ (col, row) for col in (0, raster.width) for row in (0, raster.height)]
+    x, y = zip(*corners, strict=True)
+    left, bottom, right, top = to_labels.transform_bounds(min(x), min(y), max(x), max(y))
+    common = max(left, bounds[0]), max(bottom, bounds[1]), min(right, bounds[2]), min(top, bounds[3])
+    if common[0] > common[2] or common[1] > common[3]:
+        return math.nan, math.nan, math.nan, math.nan
+    return to_labels.transform_bounds(*common, direction=TransformDirection.INVERSE)
+
+
+def _in_crs(features: geopandas.GeoDataFrame, crs: pyproj.CRS | None) -> geopandas.GeoDataFrame:
+    """The features in `crs`, without those that have no place there; as they are where one of the two is not known."""
+    if features.crs is None or crs is None:
+        return features
+    moved = features.to_crs(crs)
+    return moved[np.isfinite(moved.bounds).all(axis=1)]
+
+
 def _covered(raster: Raster, bounds: Bounds) -> Window | None:
     """The pixels that bounds in the raster's CRS cover, one at least; None where they lie outside."""
+    if not all(map(math.isfinite, bounds)):
+        return None
     left, bottom, right, top = bounds
     columns, rows = zip(
         *(~raster.transform @ corner for corner in ((left, bottom), (left, top), (right, bottom), (right, top))),
@@ -134,16 +162,20 @@ def read_labels(
                 f"{labels} marks buildings by points, and all else in {area} would count as background, their own "
                 "roofs included. Draw their footprints, or leave out --area and mark other ground as well."
             )
-        complete = _burn(_read(area, _POLYGONS), transform, shape, crs)
-        return np.where(complete, np.where(inside, BUILDING, BACKGROUND), UNLABELLED).astype(np.uint8)
-    if building.all():
+        outside = _burn(_read(area, _POLYGONS), transform, shape, crs)
+        inside &= outside
+    elif building.all():
         raise LabelsInvalid(
             f"{labels} holds buildings only, and matching also needs to know what is no building. "
             "Draw one or more polygons within which all buildings have a footprint, and name them: --area. Or add "
             f"polygons or points on other ground, with 0 in a column `{ATTRIBUTE}` that is 1 for buildings."
         )
-    outside = _burn(features[~building], transform, shape, crs)
-    return np.where(inside, BUILDING, np.where(outside, BACKGROUND, UNLABELLED)).astype(np.uint8)
+    else:
+        outside = _burn(features[~building], transform, shape, crs)
+    found = np.full(shape, UNLABELLED, np.uint8)
+    found[outside] = BACKGROUND
+    found[inside] = BUILDING
+    return found
 
 
 def _is_raster(path: Path) -> bool:
@@ -191,7 +223,10 @@ def _read_features(path: Path, crs: pyproj.CRS | None) -> geopandas.GeoDataFrame
     is_point = frame.geom_type.isin(_POINTS).to_numpy()
     geometry = frame.geometry.copy()
     if is_point.any():
-        geometry[is_point] = _discs(geometry[is_point])
+        try:
+            geometry[is_point] = _discs(geometry[is_point])
+        except pyproj.exceptions.ProjError as error:
+            raise LabelsInvalid(f"The points in {path} do not fit their coordinate system: {error}.") from error
     return geopandas.GeoDataFrame(
         {ATTRIBUTE: _is_building(frame, path), "is_point": is_point}, geometry=geometry.to_numpy(), crs=frame.crs
     )
@@ -226,10 +261,9 @@ def _burn(
     polygons: geopandas.GeoDataFrame, transform: Affine, shape: tuple[int, int], crs: pyproj.CRS | None
 ) -> NDArray[np.bool_]:
     """Pixels whose centre lies in one of them, bool [H, W]."""
+    polygons = _in_crs(polygons, crs)
     if len(polygons) == 0:
         return np.zeros(shape, np.bool_)
-    if polygons.crs is not None and crs is not None:
-        polygons = polygons.to_crs(crs)
     burnt: Labels = rasterize(polygons.geometry, out_shape=shape, transform=transform, default_value=1, dtype="uint8")
     return burnt > 0
 

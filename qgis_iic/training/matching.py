@@ -124,7 +124,7 @@ def match(model: Path, sources: Iterable[RegionSource], objective: Objective, ou
 
     Raises:
         LabelsInvalid: see `labels.read_labels` and `check_labels`.
-        IicError: see `engine.pipeline.class_map`, `model_file.read_model` and `model_file.write_model`.
+        IicError: see `regions.read_region`, `model_file.read_model` and `model_file.write_model`.
     """
     proto, metadata = without_building_head(*read_model(model))
     named = list(sources)

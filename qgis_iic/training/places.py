@@ -80,8 +80,8 @@ def load_protocol(path: Path, data: Path | None = None) -> Protocol:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SourceNotFound(f"There is no protocol at {path}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise JobInvalid(f"{path} is not a TOML file: {error}.") from error
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobInvalid(f"{path} can't be read as a TOML file: {error}.") from error
     try:
         folder = (data or path.parent / record["data"]).resolve()
         places = tuple(_place(place, folder) for place in record["place"])

@@ -28,7 +28,7 @@ from qgis_iic.training.building_head import BuildingHead, with_building_head
 from qgis_iic.training.labels import BACKGROUND, BUILDING, Labels
 from qgis_iic.training.matching import Objective, match
 from qgis_iic.training.model_file import FEATURES, open_inner, read_model, write_model
-from qgis_iic.training.regions import RegionSource, labelled_plan
+from qgis_iic.training.regions import RegionSource, in_blocks, labelled_plan
 
 SAMPLE = 12_000
 LEAST_OF_A_KIND = 400
@@ -85,8 +85,9 @@ def sample_features(
     The network runs tile by tile, as it does in the engine, and only where there are labels.
 
     Raises:
-        IicError: see `regions.labelled_plan`.
+        IicError: see `regions.in_blocks` and `labelled_plan`.
     """
+    sources = [block for source in sources for block in in_blocks(source)]
     planes = []
     for source in sources:
         with labelled_plan(source, metadata) as (_, labels):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -273,6 +274,8 @@ def _check_folder(config: TrainingConfig, run: Path, resume: bool) -> None:
         raise JobInvalid(f"{begun[0]} holds a run already. Go on with it by --resume, or name another folder.")
     try:
         run.mkdir(parents=True, exist_ok=True)
+        if not os.access(run, os.W_OK):
+            raise OutputNotWritable(f"The folder {run} can't be written to.")
         for name in (LOG_NAME, HELD_OUT_LOG_NAME, BEST_NAME):
             (run / name).unlink(missing_ok=True)
     except OSError as error:

@@ -52,6 +52,7 @@ def read_all(path: Path, gsd: float = 0.3, bands: tuple[int, ...] = (1,)) -> tup
         (Affine(1, 0, 1_000_000, 0, -1, 8_399_737), "EPSG:3857", (0.5, 0.5)),
         (Affine(0.3, 0, 5, 0, -0.3, 5), None, (0.3, 0.3)),
         (Affine(1, 0, 2_000_000, 0, -1, 600_000), "EPSG:2263", (0.3048, 0.3048)),  # US survey feet
+        (Affine(0.3, 0, 600_000, 0, -0.3, 2_428_000), "EPSG:27572", (0.3, 0.3)),  # on a datum in grads
     ],
 )
 def test_ground_sampling_distance(
@@ -102,8 +103,12 @@ def test_values_of_any_type_come_as_they_are(tmp_path: Path, dtype: str) -> None
     np.testing.assert_array_equal(read, values[::-1])
 
 
-def test_complex_values_are_refused(tmp_path: Path) -> None:
-    write_raster(tmp_path / "r.tif", ramp(1, 4, 4, "complex64"))
+@pytest.mark.parametrize("dtype", ["complex64", "complex_int16"])
+def test_complex_values_are_refused(tmp_path: Path, dtype: str) -> None:
+    with rasterio.open(
+        tmp_path / "r.tif", "w", driver="GTiff", count=1, height=4, width=4, dtype=dtype, transform=NORTH_UP
+    ):
+        pass
     with pytest.raises(SourceUnsuitable, match="complex"), open_raster(tmp_path / "r.tif"):
         pass
 
@@ -281,6 +286,20 @@ def test_values_of_another_type_take_the_models_moments(tmp_path: Path) -> None:
     np.testing.assert_allclose(read.std(axis=(1, 2)), [50, 40], rtol=1e-3)
 
 
+@pytest.mark.parametrize(("dtype", "fill"), [("uint16", 0), ("float32", 0), ("float32", np.finfo("f4").min)])
+def test_a_fill_value_that_nobody_declared_does_not_count(tmp_path: Path, dtype: str, fill: float) -> None:
+    values = np.random.default_rng(1).normal(500, 60, (2, 90, 90)).astype(dtype)
+    values[:, :, :40] = fill
+    write_raster(tmp_path / "r.tif", values)
+    with open_raster(tmp_path / "r.tif") as raster:
+        grid = working_grid(raster, 0.3, (0.2, 0.4))
+        read, valid = GridReader(raster, grid, (1, 2), ((100, 120), (50, 40))).read(Window(0, 0, 90, 90))
+    np.testing.assert_allclose(read[:, :, 40:].mean(axis=(1, 2)), [100, 120], rtol=1e-3)
+    np.testing.assert_allclose(read[:, :, 40:].std(axis=(1, 2)), [50, 40], rtol=1e-3)
+    assert valid[:, 40:].all()
+    assert valid[:, :40].all() == (fill == 0)  # 0 may also be a dark pixel that was seen
+
+
 def test_constant_and_empty_bands_have_no_contrast_to_take(tmp_path: Path) -> None:
     write_raster(tmp_path / "flat.tif", np.full((1, 20, 20), 7, np.uint16))
     write_raster(tmp_path / "empty.tif", np.zeros((1, 20, 20), np.uint16), nodata=0)
@@ -297,6 +316,14 @@ def test_bands_follow_the_colour_interpretation(tmp_path: Path) -> None:
         dataset.colorinterp = (ColorInterp.blue, ColorInterp.green, ColorInterp.red, ColorInterp.undefined)
     with open_raster(path) as raster:
         assert raster.default_bands(RGB) == (3, 2, 1)
+
+
+def test_a_palette_is_no_band_of_the_model(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "r.tif", ramp(1, 4, 4), photometric="palette")
+    with rasterio.open(path, "r+") as dataset:
+        dataset.write_colormap(1, {0: (0, 0, 0, 255)})
+    with open_raster(path) as raster, pytest.raises(ModelBandsMismatch, match="palette"):
+        raster.default_bands(RGB)
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])

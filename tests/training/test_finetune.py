@@ -28,10 +28,12 @@ from qgis_iic.training.finetune import (
 )
 from qgis_iic.training.imagery import Chips
 from qgis_iic.training.labelled_chips import CHIP_SIZE, LabelledSampler, read_blocks
+from qgis_iic.training import labels
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED
 from qgis_iic.training.model_file import read_model, weights_checksum
 from qgis_iic.training.pairs import Symmetry, apply_each
 from qgis_iic.training.places import Place
+from qgis_iic.training.probe import sample_features
 from qgis_iic.training.regions import RegionSource
 from tests.rasters import NORTH_UP, write_raster
 
@@ -98,6 +100,30 @@ def test_ground_around_the_labels_is_read_as_well(
     blocks = read_blocks(replace(source, window=Window(64, 64, 32, 32)), metadata, random())
     labelled = [bool((block.labels[block.core] != UNLABELLED).any()) for block in blocks]
     assert labelled == [True, False, False, False]
+
+
+def test_labels_far_apart_are_read_where_they_are(
+    metadata: ModelMetadata, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = write_raster(tmp_path / "scene.tif", np.full((3, 3000, 3000), 90, np.uint8))
+    corners = [(20, 20), (2980, 20), (20, 2980), (2980, 2980)]
+    frame = geopandas.GeoDataFrame(
+        {"building": [1, 0, 1, 0]}, geometry=[Point(NORTH_UP @ corner) for corner in corners], crs="EPSG:32645"
+    )
+    frame.to_file(tmp_path / "points.gpkg")
+    source = RegionSource(scene, tmp_path / "points.gpkg")
+    sides: list[int] = []
+
+    def read_labels(*arguments: Any) -> Any:
+        sides.extend(arguments[3])
+        return labels.read_labels(*arguments)
+
+    monkeypatch.setattr("qgis_iic.training.regions.read_labels", read_labels)
+    blocks = read_blocks(source, metadata, random())
+    assert sum(bool((block.labels[block.core] == BUILDING).any()) for block in blocks) == 2
+    _, targets, _ = sample_features(read_model(model)[0], metadata, [source], seed=0)
+    assert 0 < targets.sum() < len(targets)
+    assert max(sides) <= labels.BLOCK
 
 
 def test_chips_are_drawn_around_either_kind(points: RegionSource, metadata: ModelMetadata) -> None:

@@ -233,6 +233,26 @@ def test_the_window_of_the_labels(tmp_path: Path) -> None:
             labelled_window(raster, footprints, elsewhere)
 
 
+def test_labels_may_reach_all_round_the_world(tmp_path: Path) -> None:
+    scene = write_raster(tmp_path / "scene.tif", np.zeros((3, 50, 60), np.uint8))
+    world = tmp_path / "world.gpkg"
+    geopandas.GeoDataFrame(geometry=[box(-180, -90, 180, 90)], crs="EPSG:4326").to_file(world)
+    footprints = write_polygons(tmp_path / "f.gpkg", ground(50, 40, 4, 2))
+    with open_raster(scene) as raster:
+        assert labelled_window(raster, footprints, world) == Window(0, 0, 60, 50)
+
+
+@pytest.mark.parametrize("kind", ["polygons", "points"])
+def test_metres_that_are_said_to_be_degrees_are_named(tmp_path: Path, kind: str) -> None:
+    scene = write_raster(tmp_path / "scene.tif", np.zeros((3, 50, 60), np.uint8))
+    roofs = [ground(10, 10, 4, 2), ground(30, 30, 4, 2)]
+    geometry = roofs if kind == "polygons" else [roof.centroid for roof in roofs]
+    labels = tmp_path / "wrong.gpkg"
+    geopandas.GeoDataFrame({"building": [1, 0]}, geometry=geometry, crs="EPSG:4326").to_file(labels)
+    with open_raster(scene) as raster, pytest.raises(LabelsInvalid, match="coordinate system"):
+        labelled_blocks(raster, labels, None)
+
+
 @pytest.mark.realdata
 def test_footprints_and_label_raster_of_the_same_ground_agree(data_folder: Path, tmp_path: Path) -> None:
     folder = data_folder / "banepa"

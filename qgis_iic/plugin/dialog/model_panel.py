@@ -10,14 +10,10 @@ from qgis.PyQt.QtWidgets import QFormLayout, QGroupBox, QLabel, QWidget
 from qgis_iic.plugin import resource_paths
 from qgis_iic.plugin.model_file import read_metadata
 from qgis_iic.plugin.translation import tr
+from qgis_iic.protocol.bands import default_bands
 from qgis_iic.protocol.errors import IicError
 from qgis_iic.protocol.model_metadata import ModelMetadata
 
-_COLOURS = {
-    "red": Qgis.RasterColorInterpretation.RedBand,
-    "green": Qgis.RasterColorInterpretation.GreenBand,
-    "blue": Qgis.RasterColorInterpretation.BlueBand,
-}
 _FIXED_ROWS = 2
 _OPEN = -1
 """What a combo box without a choice gives as its band; the algorithm refuses it as a band number."""
@@ -78,7 +74,7 @@ class ModelPanel(QGroupBox):
             self._offer_bands(metadata, self._layer)
 
     def _offer_bands(self, metadata: ModelMetadata, layer: QgsRasterLayer) -> None:
-        self._default_bands = _default_bands(metadata.bands, layer)
+        self._default_bands = _shown_bands(metadata.bands, layer)
         for name, band in zip(metadata.bands, self._default_bands, strict=True):
             combo = QgsRasterBandComboBox()
             combo.setLayer(layer)
@@ -93,16 +89,16 @@ class ModelPanel(QGroupBox):
             self._form.addRow(tr("Band for {name}").format(name=name), combo)
 
 
-def _default_bands(names: tuple[str, ...], layer: QgsRasterLayer) -> list[int]:
-    """What the engine chooses for the bands of these names: by colour, else in file order; open where neither fits."""
+def _shown_bands(names: tuple[str, ...], layer: QgsRasterLayer) -> list[int]:
+    """What the engine chooses for the bands of these names; open where it can't tell."""
     provider = layer.dataProvider()
-    colours = {band: provider.colorInterpretation(band) for band in range(1, layer.bandCount() + 1)}
-    by_colour = {colour: band for band, colour in colours.items()}
-    named = [by_colour.get(_COLOURS.get(name), _OPEN) for name in names]
-    if _OPEN not in named:
-        return named
-    in_order = [band for band, colour in colours.items() if colour != Qgis.RasterColorInterpretation.AlphaBand]
-    return in_order if len(in_order) == len(names) else [_OPEN] * len(names)
+    colours = [_colour(provider.colorInterpretation(band)) for band in range(1, layer.bandCount() + 1)]
+    return list(default_bands(names, colours) or [_OPEN] * len(names))
+
+
+def _colour(interpretation: Qgis.RasterColorInterpretation) -> str:
+    """As GDAL names it: `red` of RedBand, `gray` of GrayIndex."""
+    return str(interpretation.name).removesuffix("Band").removesuffix("Index").lower()
 
 
 def _facts(metadata: ModelMetadata) -> str:
