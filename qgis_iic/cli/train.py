@@ -33,7 +33,8 @@ from qgis_iic.cli.run import PATH, named_errors
     "--precision",
     type=click.Choice(["32-true", "bf16-mixed", "16-mixed"]),
     default="32-true",
-    help="Of the convolutions; the loss is always float32. bf16 is faster on processors with instructions for it, and slower on others.",
+    help="Of the convolutions; the loss is always float32. "
+    "bf16 is faster on processors with instructions for it, and slower on others.",
 )
 def command(
     config: Path,

@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,11 +39,11 @@ def scratch_folder(job: Job) -> Iterator[Path]:
         shutil.rmtree(job.scratch, ignore_errors=True)
 
 
-def check_is_no_source(job: Job) -> None:
-    """Raises OutputIsOtherKind where the output is one of the job's rasters, which replacing it would destroy."""
-    for source in job.sources:
-        if os.path.exists(source.path) and os.path.exists(job.output) and os.path.samefile(source.path, job.output):  # noqa: PTH110, PTH121 - as above
-            raise OutputIsOtherKind(f"The output {job.output} is one of the rasters. Choose another name.")
+def check_is_no_source(output: str, files: Iterable[str]) -> None:
+    """Raises OutputIsOtherKind where the output is one of the files that are read, which replacing it would destroy."""
+    for file in files:
+        if os.path.exists(file) and os.path.exists(output) and os.path.samefile(file, output):  # noqa: PTH110, PTH121 - as above
+            raise OutputIsOtherKind(f"The output {output} is one of the rasters, or part of one. Choose another name.")
 
 
 @contextmanager

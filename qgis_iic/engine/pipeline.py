@@ -10,9 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyproj
 import rasterio
-from affine import Affine
 
 from qgis_iic import __version__
 from qgis_iic.engine import class_raster, geopackage
@@ -151,6 +149,8 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
             )
             for source in job.sources
         ]
+        if job.task == "segment":  # takes the place of the file; a layer is put beside what a GeoPackage holds
+            check_is_no_source(job.output, (file for each in plans for file in each.raster.files))
         cache = max(_CACHE_SHARE * (job.memory or _MEMORY) * 1e6, *(each.decoded_bytes for each in plans))
         rasters.enter_context(rasterio.Env(GDAL_CACHEMAX=int(cache)))
         emit(Started(session.provider, str(session.path), sum(each.tiles for each in plans)))
@@ -160,31 +160,6 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
         work = _extract if job.task == "extract" else _segment
         layers = work(job, session, plans, scratch, clock, progress)
     return Result(job.output, layers, {**clock.seconds, "total": clock.elapsed})
-
-
-def class_map(
-    path: str | Path, model: Path, bands: tuple[int, ...] | None = None, window: Window | None = None
-) -> tuple[Planes, Affine, pyproj.CRS | None]:
-    """The network's answer for a window of a raster, in memory.
-
-    Args:
-        path: of the raster.
-        model: ONNX file; it need not be matched.
-        bands: in the model's order, None for its default.
-        window: in source pixels, None for all.
-
-    Returns:
-        uint8 [3, height, width] (cluster, class, building probability; 255 without data), the transform from its pixels
-        to coordinates, and their CRS.
-    """
-    session = Session(model)
-    source_window = None if window is None else (window.col, window.row, window.width, window.height)
-    source = Source(str(path), bands=bands, window=source_window)
-    with open_raster(path) as raster:
-        made = plan(raster, source, session.metadata, session.metadata.tile_size)
-        planes = answer(session, made)
-    transform = made.reader.grid.transform @ Affine.translation(made.window.col, made.window.row)
-    return planes, transform, raster.crs
 
 
 def _tile_size_within(memory: int | None, metadata: ModelMetadata, of_row: float) -> int:
@@ -226,7 +201,7 @@ def answer(session: Session, made: Plan) -> Planes:
 
 def _check_output(job: Job) -> None:
     output = Path(job.output)
-    check_is_no_source(job)
+    check_is_no_source(job.output, (source.path for source in job.sources))
     if job.task == "extract":
         geopackage.check_target(output, [source.layer for source in job.sources], overwrite=job.overwrite)
     else:

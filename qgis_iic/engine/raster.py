@@ -59,6 +59,7 @@ class Raster:
         transform: from (column, row) of pixel corners to coordinates.
         crs: coordinate reference system, None where the raster has none and none was given.
         dtype: numpy's name of the bands' common data type.
+        files: that it is made of, the parts of a virtual raster among them.
         block_height: of what GDAL decodes at once, in pixels.
         decoded_row: bytes of a row of pixels of all bands where blocks are as wide as the raster, else 0: such blocks
             are decoded as a whole, whichever part is read.
@@ -72,6 +73,7 @@ class Raster:
         self.count: int = dataset.count
         self.transform: Affine = dataset.transform
         self.dtype: str = np.result_type(*map(np.dtype, dataset.dtypes)).name
+        self.files: tuple[str, ...] = tuple(dataset.files)
         self.crs: pyproj.CRS | None = _crs_of(dataset, crs)
         height, width = dataset.block_shapes[0]
         pixel = sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
@@ -219,8 +221,8 @@ def to_geographic(crs: pyproj.CRS) -> pyproj.Transformer:
     """From coordinates of `crs` in (x, y) order to longitude and latitude on its own datum, in degrees."""
     geographic = crs.geodetic_crs or pyproj.CRS("EPSG:4326")
     if geographic.axis_info[0].unit_name != "degree":  # grads east of Paris
-        ellipsoid = geographic.get_geod()
-        geographic = pyproj.CRS.from_dict({"proj": "longlat", "a": ellipsoid.a, "b": ellipsoid.b})
+        geod = crs.get_geod() or pyproj.Geod(ellps="WGS84")
+        geographic = pyproj.CRS.from_dict({"proj": "longlat", "a": geod.a, "b": geod.b})
     return pyproj.Transformer.from_crs(crs, geographic, always_xy=True)
 
 

@@ -14,13 +14,35 @@ from qgis_iic.protocol.errors import EngineNotStarted
 
 VARIABLE = "QGIS_IIC_ENGINE_PYTHON"
 MINIMUM_VERSION = (3, 11)
-LIBRARIES = ("geopandas", "numpy", "onnxruntime", "pyogrio", "pyproj", "rasterio", "scipy", "shapely")
+LIBRARIES = (
+    "affine>=3.0",
+    "geopandas>=1.0",
+    "numpy>=1.26",
+    "onnxruntime>=1.20",
+    "pyogrio>=0.10",
+    "pyproj>=3.6",
+    "rasterio>=1.4",
+    "scipy>=1.11",
+    "shapely>=2.1",
+)
 CHECK_TIMEOUT = 60.0
 """Seconds; a cold start from a network drive can take many."""
 
 _CHECK = """
-import importlib.util, json, sys
-missing = [name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]
+import importlib.metadata, importlib.util, json, re, sys
+
+def lacks(requirement):
+    name, least = requirement.split(">=")
+    if importlib.util.find_spec(name) is None:
+        return True
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # of another name, such as onnxruntime-gpu
+        return False
+    found, needed = ([int(number) for number in re.findall("[0-9]+", text)[:2]] for text in (version, least))
+    return found < needed
+
+missing = [requirement for requirement in sys.argv[1:] if lacks(requirement)]
 print(json.dumps({"version": list(sys.version_info[:3]), "missing": missing}))
 """
 
@@ -131,7 +153,7 @@ def not_started(path: str, error: Exception) -> EngineNotStarted:
 
 
 def _ask(path: str) -> tuple[tuple[int, ...], list[str]]:
-    """The version, and which of `LIBRARIES` are missing."""
+    """The version, and which of `LIBRARIES` are missing or too old."""
     try:
         answer = subprocess.run(  # nosec B603 - a list of arguments, no shell; the user chose the interpreter
             [*isolated(path), "-c", _CHECK, *LIBRARIES],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -252,7 +251,8 @@ def _imagery(
     try:
         if fabric.is_global_zero:
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-            folder.mkdir()
+            with _write_errors(run):
+                folder.mkdir()
             write_scenes(config, config.network.halo, folder, reading)
         fabric.barrier()
         yield open_scenes(folder)
@@ -272,14 +272,18 @@ def _check_folder(config: TrainingConfig, run: Path, resume: bool) -> None:
         return
     if begun:
         raise JobInvalid(f"{begun[0]} holds a run already. Go on with it by --resume, or name another folder.")
-    try:
+    with _write_errors(run):
         run.mkdir(parents=True, exist_ok=True)
-        if not os.access(run, os.W_OK):
-            raise OutputNotWritable(f"The folder {run} can't be written to.")
         for name in (LOG_NAME, HELD_OUT_LOG_NAME, BEST_NAME):
             (run / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _write_errors(run: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise OutputNotWritable(f"The folder {run} can't be made: {error}.") from error
+        raise OutputNotWritable(f"The folder {run} can't be made or written to: {error}.") from error
 
 
 def _has_checkpoint(folder: Path) -> bool:

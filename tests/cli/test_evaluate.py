@@ -119,3 +119,12 @@ def test_what_to_score_on_must_be_named(folder: Path) -> None:
     status, output = evaluate(folder, "--places", folder / "none.toml")
     assert status == 11
     assert "source-not-found" in output
+    status, output = evaluate(folder, "--places", folder)
+    assert status == 10
+    assert "job-invalid" in output
+
+
+def test_options_that_would_count_for_nothing_are_refused(folder: Path) -> None:
+    assert evaluate(folder, *scored(folder), "--match-labels", folder / "here" / "labels.tif")[0] == 2
+    assert evaluate(folder, *scored(folder), "--places", folder / "none.toml")[0] == 2
+    assert evaluate(folder, *scored(folder), "--data", folder)[0] == 2

@@ -56,6 +56,11 @@ def test_footprints_and_an_area(scene: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_options_that_would_count_for_nothing_are_refused(scene: Path, tmp_path: Path) -> None:
+    assert invoke(scene, "--places", tmp_path / "places.toml")[0] == 2
+    assert invoke(scene, "--labels", tmp_path / "labels.tif", "--data", tmp_path)[0] == 2
+
+
 def test_a_label_raster(scene: Path, tmp_path: Path) -> None:
     labels = (town(96, 96, ROOFS)[:1] == 220).astype(np.uint8)
     path = write_raster(tmp_path / "labels.tif", labels, nodata=255)

@@ -17,13 +17,15 @@ import numpy as np
 import pyogrio
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
 from affine import Affine
 
 from qgis_iic.engine import vectorization
 from qgis_iic.engine.cancellation import Cancellation
-from qgis_iic.engine.pipeline import Plan, _batches_ahead, _tile_size_within, class_map, plan, run
+from qgis_iic.engine.pipeline import Plan, _batches_ahead, _tile_size_within, answer, plan, run
 from qgis_iic.engine.raster import open_raster
+from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Window, tile_rows
 from qgis_iic.protocol.errors import (
     Cancelled,
@@ -129,6 +131,7 @@ def test_finer_pixels_are_resampled(tmp_path: Path, model: Path) -> None:
     scene = write_raster(tmp_path / "scene.tif", values, transform=NORTH_UP @ Affine.scale(1 / 3), crs=None)
     table, events = extract(scene, model)
     assert table["area_m2"].sum() == pytest.approx(ROOF_PIXELS * 0.09)
+    assert isinstance(events[0], Started)
     assert any(isinstance(event, Warned) and "resampled" in event.message for event in events)
 
 
@@ -308,14 +311,14 @@ def test_clusters_of_the_job_win_over_the_probability(scene: Path, tmp_path: Pat
     assert (provenance["IIC_DECISION"], provenance["IIC_BUILDING_CLUSTERS"]) == ("clusters", "0")
 
 
-def test_the_class_map_in_memory_is_that_of_the_file(scene: Path, model: Path, tmp_path: Path) -> None:
+def test_the_answer_in_memory_is_that_of_the_file(scene: Path, model: Path, tmp_path: Path) -> None:
     segment(scene, model, tmp_path / "classes.tif")
-    planes, transform, crs = class_map(scene, model, window=Window(30, 20, 50, 60))
-    with rasterio.open(tmp_path / "classes.tif") as raster:
-        np.testing.assert_array_equal(planes, raster.read()[:, 20:80, 30:80])
-    assert transform == NORTH_UP @ Affine.translation(30, 20)
-    assert crs is not None
-    assert crs.to_epsg() == 32645
+    session = Session(model)
+    with open_raster(scene) as raster:
+        source = Source(str(scene), window=(30, 20, 50, 60))
+        planes = answer(session, plan(raster, source, session.metadata, session.metadata.tile_size))
+    with rasterio.open(tmp_path / "classes.tif") as classes:
+        np.testing.assert_array_equal(planes, classes.read()[:, 20:80, 30:80])
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -338,6 +341,14 @@ def test_a_raster_is_never_its_own_output(scene: Path, model: Path, tmp_path: Pa
     before = scene.read_bytes()
     with pytest.raises(OutputIsOtherKind, match="one of the rasters"):
         segment(scene, model, tmp_path / name, overwrite=True)
+    assert scene.read_bytes() == before
+
+
+def test_a_part_of_a_virtual_raster_is_never_its_output(scene: Path, model: Path, tmp_path: Path) -> None:
+    rasterio.shutil.copy(scene, tmp_path / "scene.vrt", driver="VRT")
+    before = scene.read_bytes()
+    with pytest.raises(OutputIsOtherKind, match="part of one"):
+        segment(tmp_path / "scene.vrt", model, scene, overwrite=True)
     assert scene.read_bytes() == before
 
 

@@ -220,7 +220,9 @@ def test_a_run_under_way_can_be_cancelled(tmp_path: Path) -> None:
 
 def test_nothing_is_reported_to_the_makers_of_onnx_runtime(tmp_path: Path) -> None:
     brightness_model(tmp_path / "m.onnx")
-    program = "import sys, pathlib; from qgis_iic.engine.session import Session; Session(pathlib.Path(sys.argv[1]), 'cpu')"
+    program = (
+        "import sys, pathlib; from qgis_iic.engine.session import Session; Session(pathlib.Path(sys.argv[1]), 'cpu')"
+    )
     home = tmp_path / "home"
     home.mkdir()
     # ONNX Runtime is silent by itself where it thinks that it is tested, and where the user said so before.

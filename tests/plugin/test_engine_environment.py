@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,20 @@ def test_missing_libraries_are_named(engine: Any) -> None:
     engine("", missing=("rasterio", "shapely"))
     with pytest.raises(EngineNotStarted, match=r"lacks rasterio, shapely.*pip install"):
         engine_environment.interpreter()
+
+
+def test_libraries_that_are_too_old_are_named(project_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(project_folder / ".venv" / "engine" / "bin" / "python")
+    assert engine_environment.check(path).path == path
+    monkeypatch.setattr(engine_environment, "LIBRARIES", ("numpy>=1.26", "rasterio>=99.0", "nothing_like_it>=1.0"))
+    with pytest.raises(EngineNotStarted, match=r"lacks rasterio>=99\.0, nothing_like_it>=1\.0"):
+        engine_environment.check(path)
+
+
+def test_what_is_looked_for_is_what_is_installed(project_folder: Path) -> None:
+    extras = tomllib.loads((project_folder / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    beside = {"click>=8.1", "onnx>=1.17", "qgis-iic[libraries]"}  # of the command line, and of training
+    assert set(engine_environment.LIBRARIES) == {*extras["libraries"], *extras["engine"]} - beside
 
 
 def test_a_program_that_is_no_python_is_refused() -> None:

@@ -49,7 +49,7 @@ def test_the_configurations_in_the_repository_are_valid(project_folder: Path) ->
         ("patience = 40", "patience = 0", "held_out.patience"),
         ("share = 0.1", "share = 0.5", "held_out.share"),
         ("[[imagery]]", "[imagery]", r"\[\[imagery\]\]"),
-        ("seeds = [3]", "seeds =", "not a TOML file"),
+        ("seeds = [3]", "seeds =", "read as a TOML file"),
     ],
 )
 def test_broken_rules_are_named(tmp_path: Path, line: str, replacement: str, problem: str) -> None:
@@ -68,6 +68,8 @@ def test_seeds_are_chosen_by_held_out_ground(tmp_path: Path) -> None:
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match="no training configuration"):
         load_config(tmp_path / "none.toml")
+    with pytest.raises(JobInvalid, match="can't be read"):
+        load_config(tmp_path)
     config = load_config(write_config(tmp_path))
     with pytest.raises(SourceNotFound, match=r"no imagery scene\.tif"):
         config.imagery[0].files(tmp_path)

@@ -16,6 +16,7 @@ from shapely.geometry import Point
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid, OutputExists, OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
+from qgis_iic.training import labels
 from qgis_iic.training.few_labels import compare_learners, score, table
 from qgis_iic.training.finetune import (
     Answer,
@@ -28,7 +29,6 @@ from qgis_iic.training.finetune import (
 )
 from qgis_iic.training.imagery import Chips
 from qgis_iic.training.labelled_chips import CHIP_SIZE, LabelledSampler, read_blocks
-from qgis_iic.training import labels
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED
 from qgis_iic.training.model_file import read_model, weights_checksum
 from qgis_iic.training.pairs import Symmetry, apply_each

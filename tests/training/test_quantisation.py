@@ -12,10 +12,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from qgis_iic.engine.pipeline import class_map
+from qgis_iic.engine.pipeline import answer, plan
+from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session, model_file, sibling
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import ModelInvalid, ModelNotMatched, PrecisionInexact, SourceUnsuitable
+from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA, OUTPUTS
 from qgis_iic.training import quantisation
 from qgis_iic.training.building_head import BuildingHead, with_building_head
@@ -315,9 +317,13 @@ def test_the_copies_in_the_repository_are_of_the_models_there(project_folder: Pa
 def test_the_copies_in_the_repository_find_the_same_buildings(
     project_folder: Path, data_folder: Path, name: str, scene: str, window: tuple[int, int, int, int] | None
 ) -> None:
-    part = None if window is None else Window(*window)
-    models = project_folder / "models"
-    wanted, found = (class_map(data_folder / scene, models / file, window=part)[0] for file in ("iic_rgb.onnx", name))
+    answers = []
+    for file in ("iic_rgb.onnx", name):
+        session = Session(project_folder / "models" / file)
+        with open_raster(data_folder / scene) as raster:
+            source = Source(str(data_folder / scene), window=window)
+            answers.append(answer(session, plan(raster, source, session.metadata, session.metadata.tile_size)))
+    wanted, found = answers
     valid = wanted[0] != NODATA
     masks = [planes[2][valid] >= LEAST_BUILDING_PROBABILITY for planes in (wanted, found)]
     assert valid.sum() > 100_000

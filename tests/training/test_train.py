@@ -136,6 +136,16 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(run_folder: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_NAME]
 
 
+def test_a_folder_that_can_not_be_written_to_is_named(village_folder: Path, tmp_path: Path) -> None:
+    config = load_config(village_folder / "tiny.toml")
+    for taken in (tmp_path / "file", tmp_path / "run" / IMAGERY_NAME):
+        taken.parent.mkdir(exist_ok=True)
+        taken.touch()
+    for run in (tmp_path / "file", tmp_path / "run"):
+        with pytest.raises(OutputNotWritable, match="can't be made or written to"):
+            train(config, run)
+
+
 def test_the_best_state_on_held_out_ground_is_kept(village_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(with_held_out(load_config(village_folder / "tiny.toml"), steps=8, evaluation_steps=1), run)

@@ -216,7 +216,8 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                     ),
                     tr(
                         "What a run on the CPU may take: with more, tiles are larger and overlap less. On a GPU it "
-                        "bounds how far the reading runs ahead. By default 1500, and tiles of twice the model's side at most."
+                        "bounds how far the reading runs ahead. By default 1500, and tiles of twice the model's side "
+                        "at most."
                     ),
                 )
             )
