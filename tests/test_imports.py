@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,6 +54,31 @@ def test_every_import_follows_the_arrows(part: str) -> None:
             if part == "protocol":
                 assert top == "qgis_iic" or top in sys.stdlib_module_names, f"{path} imports {name}"
             assert top not in FORBIDDEN.get(part, set()), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("part", ["protocol", "plugin"])
+def test_what_qgis_loads_runs_on_the_python_that_it_brings(part: str) -> None:
+    """3.9 on macOS: unions by | are for annotations, which nothing evaluates, and zip takes no `strict`."""
+    for path in sorted((PACKAGE / part).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
+        annotations = {
+            id(inner)
+            for node in ast.walk(tree)
+            for annotation in (getattr(node, "annotation", None), getattr(node, "returns", None))
+            if annotation is not None
+            for inner in ast.walk(annotation)
+        }
+        for node in ast.walk(tree):
+            where = f"{path}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Call):
+                assert not any(keyword.arg == "strict" for keyword in node.keywords), where
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr) and id(node) not in annotations:
+                sides = {side.id for side in (node.left, node.right) if isinstance(side, ast.Name)}
+                none = [
+                    side for side in (node.left, node.right) if isinstance(side, ast.Constant) and side.value is None
+                ]
+                assert not none, where
+                assert not any(name[0].isupper() or name in vars(builtins) for name in sides), where
 
 
 def test_the_engine_loads_neither_qgis_nor_torch() -> None:

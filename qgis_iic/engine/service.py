@@ -15,6 +15,7 @@ from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.protocol.errors import EngineNotStarted, IicError, JobInvalid
 from qgis_iic.protocol.events import Emit, Event, Failed, encode
 from qgis_iic.protocol.job import Job
+from qgis_iic.protocol.requirements import install_command
 
 _CANCEL = "cancel"
 
@@ -49,8 +50,7 @@ def _run(job: Job, emit: Emit, cancellation: Cancellation) -> Event:
     except ImportError as error:
         raise EngineNotStarted(
             f"The Python environment of the engine, {sys.executable}, lacks a library: {error}. "
-            "Install the engine's requirements in it (pip install 'qgis-iic[engine]'), "
-            "or choose another environment in the settings."
+            f"Choose another environment in the settings, or run this: {install_command(sys.executable)}"
         ) from error
     return pipeline.run(job, emit, cancellation)
 

@@ -10,21 +10,10 @@ from pathlib import Path
 
 from qgis_iic.plugin import resource_paths, settings
 from qgis_iic.plugin.translation import tr
+from qgis_iic.protocol import requirements
 from qgis_iic.protocol.errors import EngineNotStarted
 
 VARIABLE = "QGIS_IIC_ENGINE_PYTHON"
-MINIMUM_VERSION = (3, 11)
-LIBRARIES = (
-    "affine>=3.0",
-    "geopandas>=1.0",
-    "numpy>=1.26",
-    "onnxruntime>=1.20",
-    "pyogrio>=0.10",
-    "pyproj>=3.6",
-    "rasterio>=1.4",
-    "scipy>=1.11",
-    "shapely>=2.1",
-)
 CHECK_TIMEOUT = 60.0
 """Seconds; a cold start from a network drive can take many."""
 
@@ -88,9 +77,9 @@ def automatic() -> Interpreter:
         raise EngineNotStarted(
             tr(
                 "The Python environment of the engine is not set up. Choose its interpreter in Settings > Options > "
-                "Building extraction, or in the environment variable {variable}. It is a Python {version} or newer "
-                "in which 'pip install qgis-iic[engine]' was run."
-            ).format(variable=VARIABLE, version=_dotted(MINIMUM_VERSION))
+                "Building extraction, or in the environment variable {variable}. It is a Python {version} or newer, "
+                "best a virtual environment, in which this was run: {command}"
+            ).format(variable=VARIABLE, version=_dotted(requirements.PYTHON), command=requirements.install_command())
         )
     return check(chosen)
 
@@ -102,16 +91,16 @@ def check(path: str) -> Interpreter:
         EngineNotStarted: it does not run, is too old, or lacks libraries.
     """
     version, missing = _ask(path)
-    if version < MINIMUM_VERSION:
+    if version < requirements.PYTHON:
         raise EngineNotStarted(
             tr("{path} is Python {found}; the engine needs {needed} or newer. Choose another interpreter.").format(
-                path=path, found=_dotted(version), needed=_dotted(MINIMUM_VERSION)
+                path=path, found=_dotted(version), needed=_dotted(requirements.PYTHON)
             )
         )
     if missing:
         raise EngineNotStarted(
-            tr("{path} lacks {libraries}. Run '{path} -m pip install qgis-iic[engine]' and try again.").format(
-                path=path, libraries=", ".join(missing)
+            tr("{path} lacks {libraries}. Run this and try again: {command}").format(
+                path=path, libraries=", ".join(missing), command=requirements.install_command(path)
             )
         )
     return Interpreter(path, version)
@@ -153,10 +142,10 @@ def not_started(path: str, error: Exception) -> EngineNotStarted:
 
 
 def _ask(path: str) -> tuple[tuple[int, ...], list[str]]:
-    """The version, and which of `LIBRARIES` are missing or too old."""
+    """The version, and which of `requirements.LIBRARIES` are missing or too old."""
     try:
         answer = subprocess.run(  # nosec B603 - a list of arguments, no shell; the user chose the interpreter
-            [*isolated(path), "-c", _CHECK, *LIBRARIES],
+            [*isolated(path), "-c", _CHECK, *requirements.LIBRARIES],
             capture_output=True,
             check=True,
             creationflags=no_window(),

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Protocol, cast
+from typing import IO, Optional, Protocol, cast
 
 from qgis_iic.plugin import engine_environment
 from qgis_iic.plugin.engine_environment import Interpreter
@@ -31,6 +31,7 @@ from qgis_iic.protocol.errors import (
 )
 from qgis_iic.protocol.events import Event, Failed, Result, decode
 from qgis_iic.protocol.job import Job
+from qgis_iic.protocol.requirements import install_command
 
 POLL = 0.1
 """Seconds between two looks at whether the user cancelled."""
@@ -43,7 +44,7 @@ TAIL = 20
 
 _KILLING_SIGNALS = (9, 15)  # SIGKILL and SIGTERM: what out-of-memory guards send; Windows has no names for them
 
-_Lines = queue.SimpleQueue[tuple[Callable[[str], None], str | None]]
+_Lines = queue.SimpleQueue[tuple[Callable[[str], None], Optional[str]]]
 """Lines of the engine with who takes them; None at the end of a stream."""
 
 
@@ -98,7 +99,7 @@ class _Said:
 
     def event(self, line: str) -> None:
         event = decode(line)
-        if isinstance(event, Result | Failed):
+        if isinstance(event, (Result, Failed)):
             self.last = event
         else:
             self._listener.event(event)
@@ -207,8 +208,8 @@ def _ending(status: int, said: _Said, interpreter: Interpreter) -> Result:
     last_line = next((line for line in reversed(said.tail) if line.strip()), "")
     if said.last is None and last_line.startswith(("ImportError", "ModuleNotFoundError")):
         raise EngineNotStarted(
-            tr("The engine's environment is broken: {problem}. Run '{path} -m pip install qgis-iic[engine]'.").format(
-                problem=last_line, path=interpreter.path
+            tr("The engine's environment is broken: {problem}. Run this: {command}").format(
+                problem=last_line, command=install_command(interpreter.path)
             )
         )
     raise EngineCrashed(

@@ -27,7 +27,7 @@ from qgis.core import (
 
 from qgis_iic.plugin.raster_export import RasterExport, plan_export
 from qgis_iic.plugin.translation import tr
-from qgis_iic.protocol.errors import SourceUnsuitable, WindowOutside
+from qgis_iic.protocol.errors import SourceNotFound, SourceUnsuitable, WindowOutside
 from qgis_iic.protocol.job import Source, Window
 
 _EDGE = 1e-6
@@ -81,7 +81,7 @@ def window_of(points: Sequence[tuple[float, float]], geotransform: Sequence[floa
     if inverse is None:
         raise WindowOutside(tr("The raster's georeferencing is degenerate; use it without an extent."))
     pixels = [gdal.ApplyGeoTransform(inverse, x, y) for x, y in points]
-    columns, rows = zip(*pixels, strict=True)
+    columns, rows = zip(*pixels)
     left, right = _interval(columns, width)
     top, bottom = _interval(rows, height)
     if left >= right or top >= bottom:
@@ -133,8 +133,13 @@ def _transformed(
 
 
 def _window(area: QgsGeometry, name: str, path: str) -> Window:
-    raster = gdal.OpenEx(path, gdal.OF_RASTER)
-    geotransform = None if raster is None else raster.GetGeoTransform(can_return_null=True)
+    try:
+        raster = gdal.OpenEx(path, gdal.OF_RASTER)
+    except RuntimeError:  # where Processing has turned GDAL's exceptions on
+        raster = None
+    if raster is None:
+        raise SourceNotFound(tr("The raster of {name} can't be opened: {path}.").format(name=name, path=path))
+    geotransform = raster.GetGeoTransform(can_return_null=True)
     if geotransform is None:
         raise SourceUnsuitable(tr("{name} has no georeferencing; use it without an extent.").format(name=name))
     points = [(vertex.x(), vertex.y()) for vertex in area.vertices()]
@@ -146,7 +151,7 @@ def _gdal_path(layer: QgsRasterLayer) -> str | None:
     if layer.providerType() != "gdal":
         return None
     parts = QgsProviderRegistry.instance().decodeUri("gdal", layer.source())
-    if parts.get("openOptions") or parts.get("authcfg"):
+    if any(parts.get(kind) for kind in ("openOptions", "credentialOptions", "authcfg")):
         return None
     path = Path(layer.source())
     return str(path.absolute()) if path.exists() else layer.source()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from qgis.gui import QgisInterface, QgsFileWidget, QgsOptionsPageWidget, QgsOptionsWidgetFactory
+from qgis.PyQt.QtCore import Qt
 from qgis.PyQt.QtGui import QIcon
 from qgis.PyQt.QtWidgets import QFormLayout, QLabel, QPushButton, QSizePolicy, QVBoxLayout, QWidget
 
 from qgis_iic.plugin import engine_environment, resource_paths, settings
 from qgis_iic.plugin.translation import tr
+from qgis_iic.protocol import requirements
 from qgis_iic.protocol.errors import EngineNotStarted
 
 KEY = "iicOptions"
@@ -61,10 +63,11 @@ class OptionsPage(QgsOptionsPageWidget):
         about = QLabel(
             tr(
                 "The engine that finds the buildings runs in a Python environment of its own, apart from QGIS's: "
-                "a Python {version} or newer in which 'pip install qgis-iic[engine]' was run. "
+                "a Python {version} or newer, best a virtual environment, in which this was run:\n\n{command}\n\n"
                 "Choose the Python executable of that environment."
-            ).format(version=".".join(map(str, engine_environment.MINIMUM_VERSION)))
+            ).format(version=".".join(map(str, requirements.PYTHON)), command=requirements.install_command())
         )
+        about.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         about.setWordWrap(True)
         form = QFormLayout()
         form.addRow(tr("Engine's Python"), self.python)

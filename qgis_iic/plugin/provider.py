@@ -26,6 +26,10 @@ class Provider(QgsProcessingProvider):
     def svgIconPath(self) -> str:
         return resource_paths.icon()
 
+    def supportedOutputRasterLayerExtensions(self) -> list[str]:
+        """What classes are written to, also where Processing's own default is another format."""
+        return ["tif", "tiff"]
+
     def loadAlgorithms(self) -> None:
         self.addAlgorithm(ExtractBuildings())
         self.addAlgorithm(SegmentRaster())

@@ -21,7 +21,7 @@ def default_bands(names: Sequence[str], colours: Sequence[str]) -> tuple[int, ..
     """
     bands = [number for number, colour in enumerate(colours, start=1) if colour != ALPHA]
     by_colour = {colours[number - 1]: number for number in bands}
-    in_order = all(colours[number - 1] in (name, *_SAYS_NOTHING) for name, number in zip(names, bands, strict=False))
+    in_order = all(colours[number - 1] in (name, *_SAYS_NOTHING) for name, number in zip(names, bands))
     if len(bands) == len(names) and in_order:
         return tuple(bands)
     missing = [name for name in names if name not in by_colour]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Union
 
 from qgis_iic.protocol.errors import EventInvalid
 
@@ -101,7 +101,7 @@ class Failed:
     message: str
 
 
-Event = Started | Progress | Warned | Result | Failed
+Event = Union[Started, Progress, Warned, Result, Failed]
 Emit = Callable[[Event], None]
 
 _KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Started, Progress, Warned, Result, Failed)}

@@ -221,7 +221,7 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_count(value: object, least: int = 1) -> bool:

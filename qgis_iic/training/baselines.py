@@ -1,7 +1,8 @@
 """What a network has to beat with the same labels: clusterings and linear classifiers on hand-made features.
 
 All of them see what the network sees: raw values on the working grid, and labels of the same tiles. Clusterings are
-fitted on pixels of the regions that are matched on, without their labels, and matched like the network's clusters.
+fitted on pixels of the regions that are matched on and of those that are scored, without their labels, as the network
+learnt from both; and matched like the network's clusters.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ CLUSTERS = 24
 SCALES = (3, 7, 15, 31)
 """Sides in pixels of the windows of mean and deviation: 1 to 9 m at 0.3 m."""
 SAMPLE = 30_000
-RANDOM_WIDTH = 0.25
-RANDOM_DILATIONS = (1, 1, 2, 2, 2, 2)
+RANDOM_NETWORK = {"width": 0.25, "dilations": (1, 1, 2, 2, 2, 2), "multi_layer": False}
+"""For models that do not say what was trained."""
 
 Floats = NDArray[np.float32]
 
@@ -96,11 +97,22 @@ def network_image(region: Region, metadata: ModelMetadata) -> Floats:
 
 
 def random_network(metadata: ModelMetadata, regions: Sequence[Region], seed: int) -> Features:
-    """The trunk at quarter width with random weights; batch normalisation takes its moments from `regions`."""
+    """What the heads of the model see, with random weights; batch normalisation takes its moments from `regions`.
+
+    The network is that of the model, but for fixed convolutions in front.
+    """
     import torch
 
     torch.manual_seed(seed)
-    network = IICNetwork(len(metadata.bands), RANDOM_WIDTH, RANDOM_DILATIONS, clusters=2, classes=2)
+    shape = metadata.training.get("config", {}).get("network", RANDOM_NETWORK)
+    network = IICNetwork(
+        len(metadata.bands),
+        shape["width"],
+        tuple(shape["dilations"]),
+        clusters=2,
+        classes=2,
+        multi_layer=shape["multi_layer"],
+    )
     mean, std = (np.asarray(moment, np.float32)[:, None, None] for moment in (metadata.mean, metadata.std))
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA,
 from qgis_iic.training import objects
 from qgis_iic.training.assignments import Assignment, WholeAssignment
 from qgis_iic.training.baselines import (
+    CLUSTERS,
     MULTISCALE,
     PIXELS,
     Features,
@@ -290,8 +291,10 @@ def _clusterings(setting: Setting, metadata: ModelMetadata, baselines: bool) -> 
     )
     if not baselines:
         return
-    for features in (PIXELS, MULTISCALE, random_network(metadata, setting.match, seed=0)):
-        means = KMeansClustering(features, setting.match, seed=0)
+    regions = [*setting.match, *setting.score]
+    random = random_network(metadata, regions, seed=0)
+    for features, count in ((PIXELS, CLUSTERS), (MULTISCALE, CLUSTERS), (random, metadata.clusters)):
+        means = KMeansClustering(features, regions, seed=0, clusters=count)
         yield _Clustering.whole(f"k-means ({means.count}), {features.name}", means.count, setting, means.clusters)
 
 

@@ -122,7 +122,8 @@ def _training(metadata: ModelMetadata) -> str:
         f"- At the last step: loss without lambda {last['clusters_loss_without_lambda']:.3f} and "
         f"{last['classes_loss_without_lambda']:.3f} (over-clustering, main head), H(z)/ln K "
         f"{last['clusters_entropy']:.3f}, H(z|z') {last['clusters_conditional_entropy']:.3f}, "
-        f"{last['clusters_alive']:.0f} clusters above half their fair share.",
+        f"{last['clusters_alive']:.0f} clusters above half their fair share"
+        + (": of the head that k-means then took the place of." if objective["cluster_head"] == "k_means" else "."),
         "- " + ", ".join(f"{name} {number}" for name, number in metadata.versions.items()) + ".",
     ]
     if "fine_tuning" in training:

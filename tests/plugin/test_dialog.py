@@ -14,6 +14,7 @@ from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsProject, QgsRasterL
 from qgis.PyQt.QtCore import QEvent
 from qgis.PyQt.QtWidgets import QApplication
 
+from qgis_iic.plugin import settings
 from qgis_iic.plugin.dialog.extraction_dialog import ExtractionDialog
 from qgis_iic.plugin.dialog.extraction_run import ExtractionRun
 from qgis_iic.plugin.dialog.model_panel import ModelPanel
@@ -201,6 +202,30 @@ def test_what_is_missing_is_asked_for(dialog: ExtractionDialog, layers: Any) -> 
     dialog.start()
     assert ".gpkg" in texts(dialog.messages)[0]
     assert dialog.run_button.isEnabled()
+
+
+def test_only_a_part_means_the_part_that_the_map_shows_when_it_is_ticked(
+    ready: ExtractionDialog, qgis_iface: Any
+) -> None:
+    canvas = qgis_iface.mapCanvas()
+    canvas.setDestinationCrs(QgsCoordinateReferenceSystem("EPSG:32645"))
+    canvas.setExtent(QgsRectangle(510000, 2999000, 510100, 2999100))
+    panel = ready.parameters
+    panel.extent.setChecked(True)
+    assert canvas.extent() == QgsRectangle(panel.parameters()["EXTENT"])
+    canvas.setExtent(QgsRectangle(520000, 2999000, 520100, 2999100))
+    assert canvas.extent() != QgsRectangle(panel.parameters()["EXTENT"])
+
+
+def test_the_plugin_s_own_model_is_not_remembered_by_its_path(
+    ready: ExtractionDialog, model: Path, qgis_iface: Any
+) -> None:
+    ready.parameters.remember()
+    assert settings.last_used("MODEL", "?") == ""
+    ready.parameters.model.set_model(str(model))
+    ready.parameters.remember()
+    again = ParametersPanel(QgsProject.instance(), qgis_iface.mapCanvas())
+    assert again.model.model() == str(model)
 
 
 def test_values_are_remembered_from_run_to_run(

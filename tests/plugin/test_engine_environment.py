@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qgis_iic.plugin import engine_environment, resource_paths, settings
+from qgis_iic.protocol import requirements
 from qgis_iic.protocol.errors import EngineNotStarted
 
 
@@ -68,7 +69,7 @@ def test_missing_libraries_are_named(engine: Any) -> None:
 def test_libraries_that_are_too_old_are_named(project_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(project_folder / ".venv" / "engine" / "bin" / "python")
     assert engine_environment.check(path).path == path
-    monkeypatch.setattr(engine_environment, "LIBRARIES", ("numpy>=1.26", "rasterio>=99.0", "nothing_like_it>=1.0"))
+    monkeypatch.setattr(requirements, "LIBRARIES", ("numpy>=1.26", "rasterio>=99.0", "nothing_like_it>=1.0"))
     with pytest.raises(EngineNotStarted, match=r"lacks rasterio>=99\.0, nothing_like_it>=1\.0"):
         engine_environment.check(path)
 
@@ -76,7 +77,7 @@ def test_libraries_that_are_too_old_are_named(project_folder: Path, monkeypatch:
 def test_what_is_looked_for_is_what_is_installed(project_folder: Path) -> None:
     extras = tomllib.loads((project_folder / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     beside = {"click>=8.1", "onnx>=1.17", "qgis-iic[libraries]"}  # of the command line, and of training
-    assert set(engine_environment.LIBRARIES) == {*extras["libraries"], *extras["engine"]} - beside
+    assert set(requirements.LIBRARIES) == {*extras["libraries"], *extras["engine"]} - beside
 
 
 def test_a_program_that_is_no_python_is_refused() -> None:

@@ -192,6 +192,19 @@ def test_layers_are_loaded_in_a_group_of_the_run(
     assert groups.pop().startswith("Buildings 20")
 
 
+def test_layers_that_nobody_wants_on_the_map_are_only_named(
+    algorithm: Any, context: Any, engine: Any, raster: Any, tmp_path: Path
+) -> None:
+    engine("finish()")
+    output = str(tmp_path / "out.gpkg")
+    results, succeeded = algorithm.run(
+        {"INPUT": str(raster("a.tif")), "OUTPUT": output, "LOAD": False}, context, Feedback()
+    )
+    assert succeeded
+    assert results["OUTPUT_LAYERS"] == [f"{output}|layername=a"]
+    assert context.layersToLoadOnCompletion() == {}
+
+
 def test_the_toolbox_loads_styled_layers_in_the_group(
     algorithm: Any, context: Any, sample: Path, tmp_path: Path
 ) -> None:

@@ -22,7 +22,14 @@ from qgis.PyQt.QtGui import QColor, QImage
 
 from qgis_iic.plugin import raster_export
 from qgis_iic.plugin.layer_source import Reading, read_layer, window_of
-from qgis_iic.protocol.errors import Cancelled, ModelInvalid, ModelNotFound, SourceUnsuitable, WindowOutside
+from qgis_iic.protocol.errors import (
+    Cancelled,
+    ModelInvalid,
+    ModelNotFound,
+    SourceNotFound,
+    SourceUnsuitable,
+    WindowOutside,
+)
 from qgis_iic.protocol.job import Source
 
 UTM45 = QgsCoordinateReferenceSystem("EPSG:32645")
@@ -132,6 +139,14 @@ def test_an_extent_of_a_raster_without_georeferencing_is_refused(raster: Any) ->
         read(QgsRasterLayer(str(raster(geotransform=None)), "plain"), extent)
 
 
+def test_a_raster_that_is_gone_is_named(raster: Any) -> None:
+    path = raster()
+    layer = QgsRasterLayer(str(path), "town")
+    path.unlink()
+    with pytest.raises(SourceNotFound, match="town can't be opened"):
+        read(layer, QgsReferencedRectangle(layer.extent(), UTM45))
+
+
 def test_the_crs_that_the_user_set_overrides_the_file_s(raster: Any) -> None:
     layer = QgsRasterLayer(str(raster()), "town")
     layer.setCrs(QgsCoordinateReferenceSystem("EPSG:32644"))
@@ -177,8 +192,9 @@ def test_a_service_without_an_extent_asks_for_one(tiles: QgsRasterLayer, model: 
         read(tiles, None, str(model))
 
 
-def test_a_file_with_open_options_and_no_extent_asks_for_one(raster: Any, model: Path) -> None:
-    layer = QgsRasterLayer(f"{raster()}|option:NUM_THREADS=1", "town")
+@pytest.mark.parametrize("part", ["option:NUM_THREADS=1", "credential:AWS_REGION=north"])
+def test_a_file_with_open_options_and_no_extent_asks_for_one(raster: Any, model: Path, part: str) -> None:
+    layer = QgsRasterLayer(f"{raster()}|{part}", "town")
     with pytest.raises(SourceUnsuitable, match=r"service or is opened with options.*Choose an extent"):
         read(layer, None, str(model))
 

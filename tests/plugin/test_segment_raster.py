@@ -11,7 +11,9 @@ from qgis.core import (
     QgsApplication,
     QgsProcessingFeedback,
     QgsProcessingOutputLayerDefinition,
+    QgsProcessingUtils,
     QgsProject,
+    QgsSettings,
     QgsSingleBandPseudoColorRenderer,
 )
 
@@ -59,6 +61,16 @@ def test_an_output_of_another_kind_is_refused(algorithm: Any, context: Any, rast
     assert not valid
     assert ".tif" in message
     assert context.layersToLoadOnCompletion() == {}
+
+
+def test_a_temporary_output_is_a_geotiff_whatever_processing_prefers(algorithm: Any, context: Any, raster: Any) -> None:
+    key = "qgis/configuration/default-output-raster-ext"
+    QgsSettings().setValue(key, "img")
+    try:
+        assert QgsProcessingUtils.defaultRasterExtension() == "img"
+        assert algorithm.checkParameterValues({"INPUT": str(raster()), "OUTPUT": "TEMPORARY_OUTPUT"}, context)[0]
+    finally:
+        QgsSettings().remove(key)
 
 
 @pytest.mark.parametrize("name", ["classes.tif", "CLASSES.TIF", "classes.Tiff"])

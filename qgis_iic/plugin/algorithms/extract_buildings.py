@@ -32,6 +32,7 @@ MIN_AREA = "MIN_AREA"
 MAX_HOLE_AREA = "MAX_HOLE_AREA"
 LAYER_NAME = "LAYER_NAME"
 OVERWRITE = "OVERWRITE"
+LOAD = "LOAD"
 OUTPUT_LAYERS = "OUTPUT_LAYERS"
 BUILDINGS = "BUILDINGS"
 AREA = "AREA"
@@ -42,6 +43,7 @@ class ExtractBuildings(EngineAlgorithm):
 
     def __init__(self) -> None:
         super().__init__()
+        self._loads = True
         self._loaded: list[str] = []
 
     def name(self) -> str:
@@ -96,9 +98,10 @@ class ExtractBuildings(EngineAlgorithm):
             [reading.name for reading in readings], self.parameterAsString(parameters, LAYER_NAME, context)
         )
         sources = self.sources(parameters, context, readings)
+        self._loads = self.parameterAsBool(parameters, LOAD, context)
         return Job(
             task="extract",
-            sources=tuple(replace(source, layer=name) for source, name in zip(sources, names, strict=True)),
+            sources=tuple(replace(source, layer=name) for source, name in zip(sources, names)),
             output=str(Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).absolute()),
             min_area=self.parameterAsDouble(parameters, MIN_AREA, context),
             max_hole_area=self.parameterAsDouble(parameters, MAX_HOLE_AREA, context),
@@ -108,8 +111,12 @@ class ExtractBuildings(EngineAlgorithm):
 
     def results(self, job: Job, result: Result, context: QgsProcessingContext) -> dict[str, Any]:
         group = tr("Buildings {time}").format(time=datetime.now().strftime("%Y-%m-%d %H:%M:%S"))
+        uris = []
         for layer in result.layers:
             uri = f"{result.output}|layername={layer.name}"
+            uris.append(uri)
+            if not self._loads:
+                continue
             details = QgsProcessingContext.LayerDetails(
                 layer.name, context.project(), OUTPUT_LAYERS, QgsProcessingUtils.LayerHint.Vector
             )
@@ -119,7 +126,7 @@ class ExtractBuildings(EngineAlgorithm):
             self._loaded.append(uri)
         return {
             OUTPUT: result.output,
-            OUTPUT_LAYERS: list(self._loaded),
+            OUTPUT_LAYERS: uris,
             BUILDINGS: sum(layer.features for layer in result.layers),
             AREA: sum(layer.area for layer in result.layers),
         }
@@ -168,6 +175,14 @@ class ExtractBuildings(EngineAlgorithm):
             documented(
                 QgsProcessingParameterFileDestination(OUTPUT, tr("Buildings"), tr("GeoPackage files (*.gpkg)")),
                 tr("The GeoPackage. Layers are added to one that exists."),
+            )
+        )
+        self.addParameter(
+            advanced(
+                documented(
+                    QgsProcessingParameterBoolean(LOAD, tr("Load the layers"), defaultValue=True),
+                    tr("Whether the layers are added to the project. A step within a model may rather not."),
+                )
             )
         )
         self.addOutput(QgsProcessingOutputMultipleLayers(OUTPUT_LAYERS, tr("Layers of buildings")))

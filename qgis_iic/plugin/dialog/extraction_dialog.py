@@ -65,7 +65,7 @@ class ExtractionDialog(QDialog):
         self._last_error = ""
         self._run = ExtractionRun(parameters, QgsProject.instance())
         self._run.said.connect(self._write)
-        self._run.progressed.connect(lambda percent: self.progress.setValue(round(percent)))
+        self._run.progressed.connect(self._show_progress)
         self._run.ended.connect(self._finish)
         self._show_running(True)
         self._run.start()
@@ -118,6 +118,9 @@ class ExtractionDialog(QDialog):
             self._write(text, level)
         bar = self.messages if self.isVisible() else self._iface.messageBar()
         bar.pushMessage(text.splitlines()[0], level)
+
+    def _show_progress(self, percent: float) -> None:
+        self.progress.setValue(round(percent))
 
     def _write(self, text: str, level: Qgis.MessageLevel) -> None:
         if level == Qgis.MessageLevel.Critical:

@@ -75,7 +75,7 @@ class ModelPanel(QGroupBox):
 
     def _offer_bands(self, metadata: ModelMetadata, layer: QgsRasterLayer) -> None:
         self._default_bands = _shown_bands(metadata.bands, layer)
-        for name, band in zip(metadata.bands, self._default_bands, strict=True):
+        for name, band in zip(metadata.bands, self._default_bands):
             combo = QgsRasterBandComboBox()
             combo.setLayer(layer)
             combo.setBand(band)

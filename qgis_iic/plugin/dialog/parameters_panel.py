@@ -19,7 +19,7 @@ from qgis.PyQt.QtWidgets import (
     QWidget,
 )
 
-from qgis_iic.plugin import settings
+from qgis_iic.plugin import resource_paths, settings
 from qgis_iic.plugin.algorithms.engine_algorithm import (
     BANDS,
     EXTENT,
@@ -76,9 +76,11 @@ class ParametersPanel(QgsScrollArea):
 
     def remember(self) -> None:
         """Keeps for the next time what does not depend on the project and replaces no data."""
+        model = self.model.model()
         settings.remember(
             {
-                MODEL: self.model.model(),
+                # The plugin's own lies elsewhere after the next update or in another profile.
+                MODEL: "" if model == resource_paths.default_model() else model,
                 MIN_AREA: self.min_area.value(),
                 MAX_HOLE_AREA: self.max_hole_area.value(),
                 LAYER_NAME: self.layer_name.text(),
@@ -110,7 +112,7 @@ class ParametersPanel(QgsScrollArea):
         self.model.set_layer(next(iter(self.layers.checked()), None))
 
     def _restore(self) -> None:
-        self.model.set_model(settings.last_used(MODEL, self.model.model()))
+        self.model.set_model(settings.last_used(MODEL, "") or resource_paths.default_model())
         self.min_area.setValue(settings.last_used(MIN_AREA, 10.0))
         self.max_hole_area.setValue(settings.last_used(MAX_HOLE_AREA, 5.0))
         self.layer_name.setText(settings.last_used(LAYER_NAME, ""))
@@ -127,6 +129,8 @@ class ParametersPanel(QgsScrollArea):
         self.extent.setCheckable(True)
         self.extent.setChecked(False)
         self.extent.setCollapsed(True)
+        self._canvas.extentsChanged.connect(self.show_map_extent)
+        self._canvas.destinationCrsChanged.connect(self.show_map_extent)
 
     def _make_output(self) -> None:
         self.output = QgsFileWidget()
