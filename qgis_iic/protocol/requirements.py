@@ -18,4 +18,5 @@ LIBRARIES = (
 
 def install_command(python: str = "python") -> str:
     """For the shells of all systems, with the interpreter at the path `python`."""
-    return f'"{python}" -m pip install ' + " ".join(f'"{library}"' for library in LIBRARIES)
+    quoted = f'"{python}"' if " " in python else python  # PowerShell takes what begins with a quote for a text
+    return f"{quoted} -m pip install " + " ".join(f'"{library}"' for library in LIBRARIES)
