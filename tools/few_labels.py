@@ -23,8 +23,8 @@ def main() -> None:
     parser.add_argument("--place", required=True, help="name of one of them")
     parser.add_argument("--only", default="", help="parts of the labels whose name holds this text, as '5 %%'")
     parser.add_argument("--data", type=Path, help="folder of imagery and labels")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of each of the ten trainings")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn labels and the random weights")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each training")
+    parser.add_argument("--draws", type=int, default=1, help="of the labels, each with random weights of its own")
     parser.add_argument("--threads", type=int, help="of the processor")
     arguments = parser.parse_args()
     if arguments.threads is not None:
@@ -32,9 +32,14 @@ def main() -> None:
     places = {place.name: place for place in load_protocol(arguments.places, arguments.data).places}
     if arguments.place not in places:
         parser.error(f"the protocol has no place {arguments.place}, only {', '.join(places)}")
-    place, minutes, seed = places[arguments.place], arguments.minutes, arguments.seed
-    rows = compare_learners(arguments.model, place, minutes, seed, arguments.only, _tell)
-    print(table(list(rows)))
+    rows = [
+        row
+        for seed in range(arguments.draws)
+        for row in compare_learners(
+            arguments.model, places[arguments.place], arguments.minutes, seed, arguments.only, _tell
+        )
+    ]
+    print(table(rows))
 
 
 def _tell(text: str) -> None:

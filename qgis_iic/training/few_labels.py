@@ -118,19 +118,26 @@ def score(model: Path, sources: Sequence[RegionSource]) -> dict[str, float]:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The rows as Markdown."""
+    """The rows as Markdown; those of several draws as one, with mean and standard deviation of the measures."""
     heading = ["labels", "share of the pixels", "learner", "steps", *MEASURES.values()]
+    draws: dict[tuple[str, str], list[Outcome]] = {}
+    for each in outcomes:
+        draws.setdefault((each.labels, each.learner), []).append(each)
     rows = [
         [
-            each.labels,
-            f"{100 * each.share:.1f} %",
-            each.learner,
-            str(each.steps or ""),
-            *(f"{each.measures[name]:.3f}" for name in MEASURES),
+            labels,
+            f"{100 * np.mean([each.share for each in drawn]):.1f} %",
+            learner,
+            f"{np.mean([each.steps for each in drawn]):.0f}" if drawn[0].steps else "",
+            *(_mean([each.measures[name] for each in drawn]) for name in MEASURES),
         ]
-        for each in outcomes
+        for (labels, learner), drawn in draws.items()
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *rows))
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values):.3f}" if len(values) > 1 else "")
 
 
 def _drawn(

@@ -293,5 +293,8 @@ def test_learners_are_compared_with_the_same_labels(
     text = table(rows).splitlines()
     assert len(text) == 2 + 9
     assert text[0].startswith("| labels | share of the pixels | learner | steps | accuracy | building IoU")
+    doubled = table([*rows, *rows]).splitlines()
+    assert len(doubled) == len(text)
+    assert all("± 0.000" in line for line in doubled[2:])
     (part,) = {row.labels for row in compare_learners(model, place, MINUTES / 60, only="2 t")}
     assert part == "2 tiles"
