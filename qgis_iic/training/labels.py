@@ -100,6 +100,8 @@ def _within(raster: Raster, bounds: Bounds, crs: pyproj.CRS) -> Bounds:
     corners = [raster.transform @ (col, row) for col in (0, raster.width) for row in (0, raster.height)]
     x, y = zip(*corners, strict=True)
     left, bottom, right, top = to_labels.transform_bounds(min(x), min(y), max(x), max(y))
+    if left > right:  # in degrees, across the 180th meridian
+        left, right = bounds[0], bounds[2]
     common = max(left, bounds[0]), max(bottom, bounds[1]), min(right, bounds[2]), min(top, bounds[3])
     if common[0] > common[2] or common[1] > common[3]:
         return math.nan, math.nan, math.nan, math.nan

@@ -242,6 +242,20 @@ def test_labels_may_reach_all_round_the_world(tmp_path: Path) -> None:
         assert labelled_window(raster, footprints, world) == Window(0, 0, 60, 50)
 
 
+def test_labels_in_degrees_of_a_raster_across_the_180th_meridian(tmp_path: Path) -> None:
+    to_metres = pyproj.Transformer.from_crs("EPSG:4326", "EPSG:3832", always_xy=True)  # centred on 150 degrees east
+    x, y = to_metres.transform(180, -17)
+    transform = Affine(0.3, 0, x - 9, 0, -0.3, y)
+    scene = write_raster(tmp_path / "s.tif", np.zeros((3, 50, 60), np.uint8), transform=transform, crs="EPSG:3832")
+    roof = geopandas.GeoSeries([box(x + 3, y - 6, x + 6, y - 3)], crs="EPSG:3832").to_crs("EPSG:4326")
+    assert roof.total_bounds[0] < -179.9
+    roof.to_file(tmp_path / "roof.gpkg")
+    with open_raster(scene) as raster:
+        window = labelled_window(raster, tmp_path / "roof.gpkg", None)
+    assert (abs(window.col - 40), abs(window.row - 10)) <= (1, 1)
+    assert abs(window.width - 10) <= 2
+
+
 @pytest.mark.parametrize("kind", ["polygons", "points"])
 def test_metres_that_are_said_to_be_degrees_are_named(tmp_path: Path, kind: str) -> None:
     scene = write_raster(tmp_path / "scene.tif", np.zeros((3, 50, 60), np.uint8))
