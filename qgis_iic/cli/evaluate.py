@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qgis_iic.cli.run import PATH, named_errors
+from qgis_iic.cli.run import PATH, check_places, named_errors
 
 
 def _known_suffixes(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -86,10 +86,7 @@ def command(
     from qgis_iic.training.regions import RegionSource
     from qgis_iic.training.report import figure_blocks, write_report
 
-    if places is not None and any((imagery, labels, area, match_imagery, match_labels, match_area)):
-        raise click.UsageError("--places names imagery and labels itself; leave out the options that do.")
-    if places is None and data is not None:
-        raise click.UsageError("--data goes with --places.")
+    check_places(places, data, imagery, labels, area, match_imagery, match_labels, match_area)
     if bool(match_imagery) != bool(match_labels) or (match_area and not match_labels):
         raise click.UsageError("--match-imagery and --match-labels go together, and --match-area with them.")
     if places is not None:

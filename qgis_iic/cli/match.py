@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qgis_iic.cli.run import PATH, named_errors, numbers
+from qgis_iic.cli.run import PATH, check_places, named_errors, numbers
 
 if TYPE_CHECKING:
     from qgis_iic.protocol.model_metadata import ModelMetadata
@@ -70,10 +70,7 @@ def command(
         matched = match_by_hand(model, building, output)
         click.echo(f"Building clusters: {_listed(matched)}")
         return
-    if places is not None and (imagery or labels or area):
-        raise click.UsageError("--places names imagery and labels itself; leave out the options that do.")
-    if places is None and data is not None:
-        raise click.UsageError("--data goes with --places.")
+    check_places(places, data, imagery, labels, area)
     if places is not None:
         sources = [source for place in load_protocol(places, data).places for source in place.match]
     elif imagery is not None and labels is not None:

@@ -18,6 +18,14 @@ from qgis_iic.protocol.job import LEAST_MEMORY, Job, Precision, Provider, names_
 PATH = click.Path(path_type=Path)
 
 
+def check_places(places: Path | None, data: Path | None, *named: Path | None) -> None:
+    """Raises UsageError for a protocol beside ground that is `named` by itself, and for its folder without it."""
+    if places is not None and any(named):
+        raise click.UsageError("--places names imagery and labels itself; leave out the options that do.")
+    if places is None and data is not None:
+        raise click.UsageError("--data goes with --places.")
+
+
 def named_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Ends the process with the message and the exit status of a named error; goes right below `@click.command`."""
 

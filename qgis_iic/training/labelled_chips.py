@@ -67,11 +67,11 @@ def read_blocks(source: RegionSource, metadata: ModelMetadata, random: np.random
     for each in sources:
         with labelled_plan(each, metadata) as (made, labels):
             parts.append(_Part(made.window, labels))
-    first_col, first_row = (min(getattr(part.window, side) for part in parts) for side in ("col", "row"))
-    last_col, last_row = (max(getattr(part.window, side) for part in parts) for side in ("col_stop", "row_stop"))
     # Any of their plans reads all of the grid.
     with labelled_plan(sources[0], metadata) as (made, _):
-        grid = made.reader.grid
+        grid, windows = made.reader.grid, [part.window for part in parts]
+        first_row, first_col = min(window.row for window in windows), min(window.col for window in windows)
+        last_row, last_col = max(window.row_stop for window in windows), max(window.col_stop for window in windows)
         cores = [
             Window.spanning(col, row, min(col + BLOCK, grid.width), min(row + BLOCK, grid.height))
             for row in range(max(0, first_row - CONTEXT), min(grid.height, last_row + CONTEXT), BLOCK)

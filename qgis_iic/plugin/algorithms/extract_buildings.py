@@ -110,23 +110,12 @@ class ExtractBuildings(EngineAlgorithm):
         )
 
     def results(self, job: Job, result: Result, context: QgsProcessingContext) -> dict[str, Any]:
-        group = tr("Buildings {time}").format(time=datetime.now().strftime("%Y-%m-%d %H:%M:%S"))
-        uris = []
-        for layer in result.layers:
-            uri = f"{result.output}|layername={layer.name}"
-            uris.append(uri)
-            if not self._loads:
-                continue
-            details = QgsProcessingContext.LayerDetails(
-                layer.name, context.project(), OUTPUT_LAYERS, QgsProcessingUtils.LayerHint.Vector
-            )
-            details.forceName = True
-            details.groupName = group
-            context.addLayerToLoadOnCompletion(uri, details)
-            self._loaded.append(uri)
+        names = {f"{result.output}|layername={layer.name}": layer.name for layer in result.layers}
+        if self._loads:
+            self._load(names, context)
         return {
             OUTPUT: result.output,
-            OUTPUT_LAYERS: uris,
+            OUTPUT_LAYERS: list(names),
             BUILDINGS: sum(layer.features for layer in result.layers),
             AREA: sum(layer.area for layer in result.layers),
         }
@@ -135,6 +124,18 @@ class ExtractBuildings(EngineAlgorithm):
         for uri in self._loaded:
             restyle(uri, "buildings", context)
         return {}
+
+    def _load(self, names: dict[str, str], context: QgsProcessingContext) -> None:
+        """Has the layers of these URIs and names loaded when the run is over, in a group of their own."""
+        group = tr("Buildings {time}").format(time=datetime.now().strftime("%Y-%m-%d %H:%M:%S"))
+        for uri, name in names.items():
+            details = QgsProcessingContext.LayerDetails(
+                name, context.project(), OUTPUT_LAYERS, QgsProcessingUtils.LayerHint.Vector
+            )
+            details.forceName = True
+            details.groupName = group
+            context.addLayerToLoadOnCompletion(uri, details)
+        self._loaded = list(names)
 
     def _add_polygon_parameters(self) -> None:
         self.addParameter(
