@@ -23,9 +23,25 @@ def _load_package() -> None:
     spec.loader.exec_module(package)
 
 
+def _main(arguments: list[str]) -> int:
+    from qgis_iic.engine.cancellation import Cancellation
+    from qgis_iic.engine.service import main
+    from qgis_iic.protocol.events import Emit, Result
+    from qgis_iic.protocol.job import AnyJob, MatchJob
+
+    def work(job: AnyJob, emit: Emit, cancellation: Cancellation) -> Result:
+        """Imports what this kind of job needs and nothing more."""
+        if isinstance(job, MatchJob):
+            from qgis_iic.training import match_job
+
+            return match_job.run(job, emit, cancellation)
+        from qgis_iic.engine import pipeline
+
+        return pipeline.run(job, emit, cancellation)
+
+    return main(arguments, work)
+
+
 if __name__ == "__main__":
     _load_package()
-
-    from qgis_iic.engine.service import main
-
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_main(sys.argv[1:]))

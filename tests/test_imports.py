@@ -80,10 +80,11 @@ def test_what_qgis_loads_runs_on_the_python_that_it_brings(part: str) -> None:
                 assert not types, where
 
 
-def test_the_engine_loads_neither_qgis_nor_torch() -> None:
+@pytest.mark.parametrize("module", ["engine.pipeline", "training.match_job"])
+def test_the_engine_loads_neither_qgis_nor_torch(module: str) -> None:
     program = (
-        "import sys, qgis_iic.engine.service, qgis_iic.engine.pipeline;"
-        "print(sorted({'qgis', 'torch', 'sklearn'} & {name.split('.')[0] for name in sys.modules}))"
+        f"import sys, qgis_iic.engine.service, qgis_iic.{module};"
+        "print(sorted({'qgis', 'torch', 'lightning_fabric', 'sklearn'} & {name.split('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PACKAGE.parent

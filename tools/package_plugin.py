@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Builds dist/qgis_iic.zip, the plugin as QGIS installs it: the same sources make the same bytes.
 
-The zip has one top folder, `qgis_iic`, with the parts that run in QGIS and in the engine's process. Training and the
-`iic` command are left out: they come with the Python package.
+The zip has one top folder, `qgis_iic`, with the parts that run in QGIS and in the engine's process, matching among
+them. The `iic` command is left out: it comes with the Python package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LIMIT = 25_000_000
 """Bytes; the plugin repository takes no larger upload."""
 
 MODULES = ("__init__.py", "engine_main.py")
-PARTS = ("protocol", "engine", "plugin")
+PARTS = ("protocol", "engine", "training", "plugin")
 RESOURCES = ("*.svg", "*.qml", "*.qm", "*.html")
 MODELS = ("*.onnx", "*.md")
 

@@ -11,8 +11,8 @@ import click
 from qgis_iic.cli.run import PATH, check_places, named_errors, numbers
 
 if TYPE_CHECKING:
+    from qgis_iic.protocol.job import Objective
     from qgis_iic.protocol.model_metadata import ModelMetadata
-    from qgis_iic.training.matching import Objective
 
 
 @click.command(short_help="Matches clusters to buildings with a few labels.")

@@ -15,14 +15,14 @@ from pyogrio.errors import DataLayerError, DataSourceError
 from rasterio.errors import RasterioError
 
 from qgis_iic.protocol.errors import DiskFull, OutputIsOtherKind, OutputNotWritable
-from qgis_iic.protocol.job import Job
+from qgis_iic.protocol.job import AnyJob
 
 _NO_ROOM_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROBE_BYTES = 1 << 20
 
 
 @contextmanager
-def scratch_folder(job: Job) -> Iterator[Path]:
+def scratch_folder(job: AnyJob) -> Iterator[Path]:
     """The job's scratch folder, beside its output and gone at the end.
 
     Raises:

@@ -20,13 +20,14 @@ from qgis_iic.engine.footprints import FootprintFile, footprints
 from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.overlap import made_ahead
+from qgis_iic.engine.progress import RunProgress
 from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
 from qgis_iic.engine.session import Session, bytes_per_pixel
 from qgis_iic.engine.stitching import Planes, Strip, strips
 from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
 from qgis_iic.engine.vectorization import Components, Vectorizer
 from qgis_iic.protocol.errors import ModelNotMatched
-from qgis_iic.protocol.events import Emit, Layer, Progress, Result, Started, Warned
+from qgis_iic.protocol.events import Emit, Layer, Result, Started, Warned
 from qgis_iic.protocol.job import Job, Source
 from qgis_iic.protocol.model_metadata import ModelMetadata
 
@@ -134,7 +135,7 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
     if job.task == "extract" and session.decision == "clusters" and session.building_clusters is None:
         raise ModelNotMatched(
             f"{job.model} does not know yet which of its {session.metadata.clusters} clusters are buildings. "
-            "Match them with a few examples first: iic match."
+            "Match them with a few examples first: `iic match`, or Match clusters to buildings in Processing."
         )
     # On a GPU the network takes none of this memory.
     tile_size = job.tile_size or (None if session.on_cpu else session.metadata.tile_size)
@@ -154,9 +155,9 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
         cache = max(_CACHE_SHARE * (job.memory or _MEMORY) * 1e6, *(each.decoded_bytes for each in plans))
         rasters.enter_context(rasterio.Env(GDAL_CACHEMAX=int(cache)))
         emit(Started(session.provider, str(session.path), sum(each.tiles for each in plans)))
-        for warning in (text for each in plans for text in _warnings(each, session.metadata)):
+        for warning in (text for each in plans for text in warnings_of(each, session.metadata)):
             emit(Warned(warning))
-        progress = _Progress(plans, clock, emit, cancellation)
+        progress = RunProgress(sum(each.tiles for each in plans), clock, emit, cancellation)
         work = _extract if job.task == "extract" else _segment
         layers = work(job, session, plans, scratch, clock, progress)
     return Result(job.output, layers, {**clock.seconds, "total": clock.elapsed})
@@ -193,9 +194,12 @@ def _batches_ahead(session: Session, made: Plan, memory: int | None) -> int:
     return max(1, min(-(-len(row) // session.batch_size), int(room / of_batch) - 1))
 
 
-def answer(session: Session, made: Plan) -> Planes:
-    """The network's answer for a plan whose raster is open, uint8 [3, height, width], in memory."""
-    answered = strips(session, made.reader, made.rows, Clock(), lambda _: None)
+def answer(session: Session, made: Plan, advance: Callable[[int], None] = lambda _: None) -> Planes:
+    """The network's answer for a plan whose raster is open, uint8 [3, height, width], in memory.
+
+    `advance` is told how many tiles have come through.
+    """
+    answered = strips(session, made.reader, made.rows, Clock(), advance)
     return np.concatenate([strip.planes for strip in answered], axis=1)
 
 
@@ -208,7 +212,8 @@ def _check_output(job: Job) -> None:
         class_raster.check_target(output, overwrite=job.overwrite)
 
 
-def _warnings(made: Plan, metadata: ModelMetadata) -> Iterator[str]:
+def warnings_of(made: Plan, metadata: ModelMetadata) -> Iterator[str]:
+    """What a user should know of how the model sees the raster."""
     raster, scale = made.raster, made.reader.grid.scale
     if raster.crs is None:
         yield f"{raster.path} has no coordinate reference system: its coordinates are taken as metres."
@@ -222,43 +227,16 @@ def _warnings(made: Plan, metadata: ModelMetadata) -> Iterator[str]:
         )
 
 
-class _Progress:
-    """Counts the tiles of all plans, tells of them, and looks at the cancellation in between."""
-
-    def __init__(self, plans: list[Plan], clock: Clock, emit: Emit, cancellation: Cancellation) -> None:
-        self._total = sum(each.tiles for each in plans)
-        self._done = 0
-        self._clock = clock
-        self._start = clock.elapsed
-        self._emit = emit
-        self._cancellation = cancellation
-
-    def of(self, made: Plan) -> Callable[[int], None]:
-        def advance(tiles: int) -> None:
-            self._cancellation.check()
-            self._done += tiles
-            remaining = (self._clock.elapsed - self._start) / self._done * (self._total - self._done)
-            self._emit(Progress(made.raster.path, self._done, self._total, remaining))
-
-        return advance
-
-    def check(self) -> None:
-        self._cancellation.check()
-
-    def warn(self, text: str) -> None:
-        self._emit(Warned(text))
-
-
 def _strips(
-    job: Job, session: Session, made: Plan, clock: Clock, progress: _Progress
+    job: Job, session: Session, made: Plan, clock: Clock, progress: RunProgress
 ) -> closing[Generator[Strip, None, None]]:
     """The network's answer from top to bottom, each strip made while the one before is used."""
     ahead = _batches_ahead(session, made, job.memory)
-    return closing(made_ahead(strips(session, made.reader, made.rows, clock, progress.of(made), ahead)))
+    return closing(made_ahead(strips(session, made.reader, made.rows, clock, progress.of(made.raster.path), ahead)))
 
 
 def _segment(
-    job: Job, session: Session, plans: list[Plan], scratch: Path, clock: Clock, progress: _Progress
+    job: Job, session: Session, plans: list[Plan], scratch: Path, clock: Clock, progress: RunProgress
 ) -> tuple[Layer, ...]:
     (made,) = plans
     crs = made.raster.crs.to_wkt() if made.raster.crs else None
@@ -279,7 +257,7 @@ def _segment(
 
 
 def _extract(
-    job: Job, session: Session, plans: list[Plan], scratch: Path, clock: Clock, progress: _Progress
+    job: Job, session: Session, plans: list[Plan], scratch: Path, clock: Clock, progress: RunProgress
 ) -> tuple[Layer, ...]:
     layers = []
     deciding = None if session.decision == "probability" else session.building_clusters or ()
@@ -299,7 +277,8 @@ def _extract(
             progress.warn(
                 f"What was found in {made.raster.path} is connected over so much ground that it was cut along rows "
                 f"(cuts: {vectorizer.cut_off}): it is too large for one polygon. Usually that means that the model "
-                "does not suit this imagery. Match it with examples from here: iic match."
+                "does not suit this imagery. Match it with examples from here: `iic match`, or Match clusters to "
+                "buildings in Processing."
             )
         layers.append(BuildingLayer(source.layer, found, _provenance(job, session, made)))
     progress.check()

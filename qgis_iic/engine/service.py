@@ -8,19 +8,23 @@ import stat
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.protocol.errors import EngineNotStarted, IicError, JobInvalid
 from qgis_iic.protocol.events import Emit, Event, Failed, encode
-from qgis_iic.protocol.job import Job
+from qgis_iic.protocol.job import AnyJob, read_job
 from qgis_iic.protocol.requirements import install_command
 
 _CANCEL = "cancel"
 
+Work = Callable[[AnyJob, Emit, Cancellation], Event]
+"""Does a job to its end and returns the result; it may import libraries that are missing."""
 
-def main(arguments: list[str]) -> int:
+
+def main(arguments: list[str], work: Work) -> int:
     """Does the job of the file that the only argument names; the exit status is 0 or that of the named error."""
     events = _claim_standard_output()
 
@@ -33,7 +37,7 @@ def main(arguments: list[str]) -> int:
     threading.Thread(target=_watch_standard_input, args=(cancellation,), daemon=True).start()
     try:
         job = _read_job(arguments)
-        emit(_run(job, emit, cancellation))
+        emit(_run(work, job, emit, cancellation))
     except IicError as error:
         emit(Failed(error.code, error.message))
         return error.exit_status
@@ -44,25 +48,24 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _run(job: Job, emit: Emit, cancellation: Cancellation) -> Event:
+def _run(work: Work, job: AnyJob, emit: Emit, cancellation: Cancellation) -> Event:
     try:
-        from qgis_iic.engine import pipeline
+        return work(job, emit, cancellation)
     except ImportError as error:
         raise EngineNotStarted(
             f"The Python environment of the engine, {sys.executable}, lacks a library: {error}. "
             f"Choose another environment in the settings, or run this: {install_command(sys.executable)}"
         ) from error
-    return pipeline.run(job, emit, cancellation)
 
 
-def _read_job(arguments: list[str]) -> Job:
+def _read_job(arguments: list[str]) -> AnyJob:
     if len(arguments) != 1:
         raise JobInvalid("The engine takes one argument, the path of a job file.")
     try:
         text = Path(arguments[0]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise JobInvalid(f"The job file can't be read: {error}.") from error
-    return Job.from_json(text)
+    return read_job(text)
 
 
 def _claim_standard_output() -> TextIO:

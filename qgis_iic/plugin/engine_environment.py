@@ -22,12 +22,10 @@ import importlib.metadata, importlib.util, json, re, sys
 
 def lacks(requirement):
     name, least = requirement.split(">=")
-    if importlib.util.find_spec(name) is None:
-        return True
     try:
         version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:  # of another name, such as onnxruntime-gpu
-        return False
+    except importlib.metadata.PackageNotFoundError:  # perhaps it comes under another name, such as onnxruntime-gpu
+        return importlib.util.find_spec(name) is None
     found, needed = ([int(number) for number in re.findall("[0-9]+", text)[:2]] for text in (version, least))
     return found < needed
 

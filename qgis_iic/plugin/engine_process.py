@@ -30,7 +30,7 @@ from qgis_iic.protocol.errors import (
     error_of,
 )
 from qgis_iic.protocol.events import Event, Failed, Result, decode
-from qgis_iic.protocol.job import Job
+from qgis_iic.protocol.job import AnyJob
 from qgis_iic.protocol.requirements import install_command
 
 POLL = 0.1
@@ -61,7 +61,7 @@ class Listener(Protocol):
         """Whether the user wants the run to end."""
 
 
-def run(job: Job, interpreter: Interpreter, listener: Listener) -> Result:
+def run(job: AnyJob, interpreter: Interpreter, listener: Listener) -> Result:
     """Runs `job` to its end; nothing is left behind but its output.
 
     A run that had its result already when it was cancelled has a result.
@@ -110,7 +110,7 @@ class _Said:
 
 
 @contextmanager
-def _job_file(job: Job) -> Iterator[Path]:
+def _job_file(job: AnyJob) -> Iterator[Path]:
     """Path of the job as a file, for as long as the context lasts."""
     folder = tempfile.gettempdir()
     try:

@@ -8,12 +8,14 @@ from qgis.PyQt.QtGui import QIcon
 from qgis.PyQt.QtWidgets import QAction
 
 from qgis_iic.plugin import resource_paths
+from qgis_iic.plugin.algorithms.engine_algorithm import OUTPUT
 from qgis_iic.plugin.dialog.extraction_dialog import ExtractionDialog
 from qgis_iic.plugin.options_page import OptionsPageFactory, show_options
 from qgis_iic.plugin.provider import Provider
 from qgis_iic.plugin.translation import tr
 
 ACTION_NAME = "iicExtractBuildings"
+MATCH_ACTION_NAME = "iicMatchClusters"
 
 
 class Plugin:
@@ -36,10 +38,13 @@ class Plugin:
         self._run = QAction(QIcon(resource_paths.icon()), tr("Extract buildings…"), window)
         self._run.setObjectName(ACTION_NAME)
         self._run.triggered.connect(self._show_dialog)
+        self._match = QAction(tr("Match clusters to buildings…"), window)
+        self._match.setObjectName(MATCH_ACTION_NAME)
+        self._match.triggered.connect(self._show_matching)
         self._configure = QAction(tr("Settings…"), window)
         self._configure.triggered.connect(lambda: show_options(self._iface))
         self._iface.addToolBarIcon(self._run)
-        for action in (self._run, self._configure):
+        for action in (self._run, self._match, self._configure):
             self._iface.addPluginToRasterMenu(self._menu, action)
         self._options = OptionsPageFactory()
         self._iface.registerOptionsWidgetFactory(self._options)
@@ -55,16 +60,29 @@ class Plugin:
             self._dialog.discard()
             self._dialog = None
         self._iface.unregisterOptionsWidgetFactory(self._options)
-        for action in (self._configure, self._run):
+        actions = (self._configure, self._match, self._run)
+        for action in actions:
             self._iface.removePluginRasterMenu(self._menu, action)
         self._iface.removeToolBarIcon(self._run)
-        for action in (self._configure, self._run):
+        for action in actions:
             action.deleteLater()
 
+    def _show_matching(self) -> None:
+        """In Processing's own dialog; what it makes is the model of the next extraction."""
+        import processing
+
+        results = processing.execAlgorithmDialog("iic:matchclusters")
+        if results and OUTPUT in results:
+            self._made_dialog().parameters.model.set_model(results[OUTPUT])
+
     def _show_dialog(self) -> None:
+        dialog = self._made_dialog()
+        dialog.show()
+        dialog.raise_()
+        dialog.activateWindow()
+
+    def _made_dialog(self) -> ExtractionDialog:
         """One dialog for the whole time, so that a run can go on while it is closed."""
         if self._dialog is None:
             self._dialog = ExtractionDialog(self._iface)
-        self._dialog.show()
-        self._dialog.raise_()
-        self._dialog.activateWindow()
+        return self._dialog

@@ -7,6 +7,7 @@ from qgis.PyQt.QtGui import QIcon
 
 from qgis_iic.plugin import resource_paths
 from qgis_iic.plugin.algorithms.extract_buildings import ExtractBuildings
+from qgis_iic.plugin.algorithms.match_clusters import MatchClusters
 from qgis_iic.plugin.algorithms.segment_raster import SegmentRaster
 from qgis_iic.plugin.translation import tr
 
@@ -33,3 +34,4 @@ class Provider(QgsProcessingProvider):
     def loadAlgorithms(self) -> None:
         self.addAlgorithm(ExtractBuildings())
         self.addAlgorithm(SegmentRaster())
+        self.addAlgorithm(MatchClusters())

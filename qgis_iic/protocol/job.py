@@ -1,4 +1,4 @@
-"""The job: all that the engine has to know for one run, as a JSON file.
+"""The jobs: all that the engine has to know for one run, as a JSON file.
 
 The plugin writes it and the engine reads it; the `iic` command makes the same object without the file. Paths are
 absolute, areas in square metres on the ground, and windows count pixels of the source.
@@ -13,13 +13,15 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Union, get_args
 
 from qgis_iic.protocol.errors import JobInvalid
 
 VERSION = 1
 
 Task = Literal["extract", "segment"]
+Objective = Literal["iou", "accuracy"]
+Head = Literal["clusters", "probe"]
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "directml", "coreml", "openvino"]
 Precision = Literal["fp32", "fp16", "int8", "auto"]
 
@@ -56,9 +58,27 @@ class Source:
     crs: str | None = None
 
 
+class _JobFile:
+    """What jobs of all kinds have in common."""
+
+    output: str
+    id: str
+
+    @property
+    def scratch(self) -> Path:
+        """Folder beside the output in which the engine writes before it renames.
+
+        The engine makes and removes it; whoever kills the engine removes it in its place.
+        """
+        return Path(self.output).with_name(f".{self.id}.iic-partial")
+
+    def to_json(self) -> str:
+        return json.dumps({"version": VERSION, **asdict(self)}, indent=2)  # type: ignore[call-overload]
+
+
 @dataclass(frozen=True)
-class Job:
-    """One run of the engine.
+class Job(_JobFile):
+    """Buildings or classes of rasters.
 
     Attributes:
         task: `extract` writes building polygons, `segment` the class raster.
@@ -97,41 +117,68 @@ class Job:
         """Raises JobInvalid where a rule is broken."""
         _check(self)
 
-    @property
-    def scratch(self) -> Path:
-        """Folder beside the output in which the engine writes before it renames.
 
-        The engine makes and removes it; whoever kills the engine removes it in its place.
-        """
-        return Path(self.output).with_name(f".{self.id}.iic-partial")
+@dataclass(frozen=True)
+class MatchJob(_JobFile):
+    """Saying which clusters of a model are buildings, by labels.
 
-    def to_json(self) -> str:
-        return json.dumps({"version": VERSION, **asdict(self)}, indent=2)
+    Attributes:
+        source: the raster that the labels lie on; with a window only what they say in it counts.
+        labels: path of polygons or points with a column `building`, of footprints, or of a label raster.
+        model: path of the ONNX model.
+        output: the ONNX file to write, which may be the model itself.
+        area: path of polygons within which all buildings have a footprint; None where the labels say what is none.
+        objective: what the mapping maximises.
+        head: what decides in the result: the clusters, or a probe that is fitted to the labels as well.
+        task: which kind of job this is.
+        id: names the scratch folder of the run.
+    """
 
-    @classmethod
-    def from_json(cls, text: str) -> Job:
-        """Parses and validates.
+    source: Source
+    labels: str
+    model: str
+    output: str
+    area: str | None = None
+    objective: Objective = "iou"
+    head: Head = "probe"
+    task: Literal["match"] = "match"
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
-        Raises:
-            JobInvalid: not a JSON object, another version, unknown, missing or ill-typed fields, a broken rule.
-        """
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise JobInvalid(f"The job file is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise JobInvalid("The job file does not hold a JSON object.")
-        version = record.pop("version", None)
-        if version != VERSION:
-            raise JobInvalid(
-                f"The job file has version {version}, this engine reads version {VERSION}: "
-                "the plugin and the engine must come from the same release."
-            )
-        sources = record.get("sources")
-        if not isinstance(sources, list):
-            raise JobInvalid("The job's `sources` is not a list.")
-        job: Job = _construct(cls, record | {"sources": tuple(_construct(Source, source) for source in sources)})
+    def __post_init__(self) -> None:
+        """Raises JobInvalid where a rule is broken."""
+        _check_match(self)
+
+
+AnyJob = Union[Job, MatchJob]
+
+
+def read_job(text: str) -> AnyJob:
+    """Parses and validates a job of any kind.
+
+    Raises:
+        JobInvalid: not a JSON object, another version, unknown, missing or ill-typed fields, a broken rule.
+    """
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise JobInvalid(f"The job file is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise JobInvalid("The job file does not hold a JSON object.")
+    version = record.pop("version", None)
+    if version != VERSION:
+        raise JobInvalid(
+            f"The job file has version {version}, this engine reads version {VERSION}: "
+            "the plugin and the engine must come from the same release."
+        )
+    job: AnyJob
+    if record.get("task") == "match":
+        job = _construct(MatchJob, record | {"source": _construct(Source, record.get("source"))})
         return job
+    sources = record.get("sources")
+    if not isinstance(sources, list):
+        raise JobInvalid("The job's `sources` is not a list.")
+    job = _construct(Job, record | {"sources": tuple(_construct(Source, source) for source in sources)})
+    return job
 
 
 def layer_names(rasters: Sequence[str], name: str) -> list[str]:
@@ -157,7 +204,7 @@ def _allowed(name: str) -> str:
 
 
 def _construct(kind: type[Any], record: Any) -> Any:
-    """A `Job` or `Source` of a JSON object, arrays made tuples; JobInvalid names what does not fit."""
+    """A job or `Source` of a JSON object, arrays made tuples; JobInvalid names what does not fit."""
     if not isinstance(record, dict):
         raise JobInvalid(f"A {kind.__name__.lower()} of the job is not a JSON object.")
     unknown = sorted(record.keys() - {field.name for field in fields(kind)})
@@ -173,12 +220,7 @@ def _check(job: Job) -> None:
     _check_choice("task", job.task, Task)
     _check_choice("provider", job.provider, Provider)
     _check_choice("precision", job.precision, Precision)
-    for name in ("model", "output", "id"):
-        value = getattr(job, name)
-        _require(isinstance(value, str) and value != "", f"`{name}` must be a text that is not empty")
-        _require("\0" not in value, f"`{name}` must not hold a null character")
-    _require(job.id.isalnum(), "`id` must consist of letters and digits")
-    _require(Path(job.output).is_absolute(), f"`output` must be an absolute path, not {job.output}")
+    _check_texts(job, "model", "output", "id")
     _require(len(job.sources) > 0, "`sources` must name at least one raster")
     _require(job.task == "extract" or len(job.sources) == 1, "the task `segment` takes one raster")
     _require(job.tile_size is None or _is_count(job.tile_size), "`tile_size` must be a positive whole number")
@@ -199,10 +241,28 @@ def _check(job: Job) -> None:
     _require(job.task == "segment" or len(set(layers)) == len(layers), "layer names must differ")
 
 
-def _check_source(source: Source, task: Task) -> None:
+def _check_match(job: MatchJob) -> None:
+    _check_choice("task", job.task, Literal["match"])
+    _check_choice("objective", job.objective, Objective)
+    _check_choice("head", job.head, Head)
+    _check_texts(job, "labels", "model", "output", "id")
+    _require(job.area is None or (isinstance(job.area, str) and job.area != ""), "`area` must be a text")
+    _check_source(job.source, job.task)
+
+
+def _check_texts(job: AnyJob, *names: str) -> None:
+    for name in names:
+        value = getattr(job, name)
+        _require(isinstance(value, str) and value != "", f"`{name}` must be a text that is not empty")
+        _require("\0" not in value, f"`{name}` must not hold a null character")
+    _require(job.id.isalnum(), "`id` must consist of letters and digits")
+    _require(Path(job.output).is_absolute(), f"`output` must be an absolute path, not {job.output}")
+
+
+def _check_source(source: Source, task: str) -> None:
     _require(isinstance(source.path, str) and source.path != "", "a source's `path` must be a text that is not empty")
     _require(isinstance(source.layer, str), "a source's `layer` must be a text")
-    _require(task == "segment" or source.layer != "", "each source needs a `layer` name")
+    _require(task != "extract" or source.layer != "", "each source needs a `layer` name")
     if source.bands is not None:
         _require(len(source.bands) > 0 and all(map(_is_count, source.bands)), "`bands` must be numbers from 1 up")
     if source.window is not None:

@@ -7,10 +7,12 @@ LIBRARIES = (
     "affine>=3.0",
     "geopandas>=1.0",
     "numpy>=1.26",
+    "onnx>=1.17",
     "onnxruntime>=1.20",
     "pyogrio>=0.10",
     "pyproj>=3.6",
     "rasterio>=1.4",
+    "scikit-learn>=1.4",
     "scipy>=1.11",
     "shapely>=2.1",
 )

@@ -13,7 +13,7 @@ from qgis_iic.training.evaluation import FILE, Setting, evaluate, prediction
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.pictures import Example, choose_examples
 from qgis_iic.training.places import Place, Protocol
-from qgis_iic.training.regions import Region, RegionSource, read_region
+from qgis_iic.training.regions import Region, RegionReader, RegionSource
 from qgis_iic.training.supervised import Supervised, train_supervised
 
 Tell = Callable[[str], None]
@@ -52,16 +52,16 @@ def run_benchmark(
         supervised_steps: of the supervised network, which is trained for each draw and is slow; None leaves it out.
 
     Raises:
-        IicError: see `model_file.read_model`, `regions.read_region`, `evaluation.evaluate` and
+        IicError: see `model_file.read_model`, `regions.RegionReader`, `evaluation.evaluate` and
             `supervised.train_supervised`.
     """
     proto, metadata = read_model(model)
     trunk = trunk_features(proto, metadata) if baselines else None
-    regions: dict[RegionSource, Region] = {}
+    reader, regions = RegionReader(model), dict[RegionSource, Region]()
     for place in protocol.places:
         for source in (*place.match, *place.score):
             tell(f"Network on {source.imagery}")
-            regions[source] = read_region(source, model, metadata)
+            regions[source] = reader.read(source)
 
     @cache  # the settings that match on the same place share its networks
     def supervised(place: Place) -> Supervised | None:

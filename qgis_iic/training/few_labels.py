@@ -31,7 +31,7 @@ from qgis_iic.training.matching import check_labels
 from qgis_iic.training.model_file import read_model, write_model
 from qgis_iic.training.places import Draws, Place
 from qgis_iic.training.probe import match_with_probe
-from qgis_iic.training.regions import RegionSource, labelled_plan, read_region
+from qgis_iic.training.regions import RegionReader, RegionSource, labelled_plan
 
 SHARES = (0.01, 0.05, 0.1, 1.0)
 TILES = 50
@@ -111,7 +111,8 @@ def score(model: Path, sources: Sequence[RegionSource]) -> dict[str, float]:
     """The measures of what the model decides, whichever way, over all regions together."""
     _, metadata = read_model(model)
     deciding = None if metadata.decision == "probability" else metadata.building_clusters or ()
-    regions = [read_region(source, model, metadata) for source in sources]
+    reader = RegionReader(model)
+    regions = [reader.read(source) for source in sources]
     planes = [np.stack([region.clusters, region.classes, region.probability]) for region in regions]
     found = [building_mask(answer, deciding) for answer in planes]
     return confusion(found, [region.labels for region in regions]).measures()

@@ -162,14 +162,14 @@ def read_labels(
         if (building & features["is_point"].to_numpy()).any():
             raise LabelsInvalid(
                 f"{labels} marks buildings by points, and all else in {area} would count as background, their own "
-                "roofs included. Draw their footprints, or leave out --area and mark other ground as well."
+                "roofs included. Draw their footprints, or leave out the area and mark other ground as well."
             )
         outside = _burn(_read(area, _POLYGONS), transform, shape, crs)
         inside &= outside
     elif building.all():
         raise LabelsInvalid(
             f"{labels} holds buildings only, and matching also needs to know what is no building. "
-            "Draw one or more polygons within which all buildings have a footprint, and name them: --area. Or add "
+            "Draw one or more polygons within which all buildings have a footprint, and name them as the area. Or add "
             f"polygons or points on other ground, with 0 in a column `{ATTRIBUTE}` that is 1 for buildings."
         )
     else:

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 
 from qgis_iic.protocol.errors import LabelsInvalid
+from qgis_iic.protocol.job import Objective
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.assignments import Assignment, Support
 from qgis_iic.training.building_head import without_building_head
@@ -24,10 +25,9 @@ from qgis_iic.training.draws import label_units
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
 from qgis_iic.training.model_file import read_model, write_model
 from qgis_iic.training.places import Draws
-from qgis_iic.training.regions import RegionSource, in_blocks, read_region
+from qgis_iic.training.regions import Advance, RegionReader, RegionSource, ignore, in_blocks
 
-Objective = Literal["iou", "accuracy"]
-OBJECTIVES: tuple[Objective, ...] = ("iou", "accuracy")
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 MANUAL = "manual"
 """What the metadata name as the objective of a mapping that a person chose."""
 FEWEST_UNITS = 6
@@ -118,17 +118,27 @@ def check_labels(labels: Sequence[Labels], name: str) -> None:
             raise LabelsInvalid(f"The labels ({name}) hold no {kind} where the imagery has data; both are needed.")
 
 
-def match(model: Path, sources: Iterable[RegionSource], objective: Objective, output: Path) -> ModelMetadata:
+def match(
+    model: Path, sources: Iterable[RegionSource], objective: Objective, output: Path, advance: Advance = ignore
+) -> ModelMetadata:
     """Writes the model with the mapping that suits the labelled regions best; its graph stays as it is, but for a
     building head, which is taken out.
 
+    Args:
+        model: the ONNX file.
+        sources: of the labelled regions.
+        objective: what the mapping maximises.
+        output: the ONNX file to write, which may be the model itself.
+        advance: is told of the tiles that are through, each `regions.READINGS` times.
+
     Raises:
         LabelsInvalid: see `labels.read_labels` and `check_labels`.
-        IicError: see `regions.read_region`, `model_file.read_model` and `model_file.write_model`.
+        IicError: see `regions.RegionReader`, `model_file.read_model` and `model_file.write_model`.
     """
     proto, metadata = without_building_head(*read_model(model))
     named = list(sources)
-    regions = [read_region(block, model, metadata) for source in named for block in in_blocks(source)]
+    reader = RegionReader(model)
+    regions = [reader.read(block, advance) for source in named for block in in_blocks(source)]
     labels = [region.labels for region in regions]
     check_labels(labels, ", ".join(source.labels.name for source in named))
     # The table of clusters counts pixels, each in its largest; the mapping may go by their shares.

@@ -23,12 +23,13 @@ import onnx
 from numpy.typing import NDArray
 
 from qgis_iic.protocol.errors import LabelsInvalid
+from qgis_iic.protocol.job import Objective
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import BuildingHead, with_building_head
 from qgis_iic.training.labels import BACKGROUND, BUILDING, Labels
-from qgis_iic.training.matching import Objective, match
+from qgis_iic.training.matching import match
 from qgis_iic.training.model_file import FEATURES, open_inner, read_model, write_model
-from qgis_iic.training.regions import RegionSource, in_blocks, labelled_plan
+from qgis_iic.training.regions import Advance, RegionSource, each_tile, ignore, in_blocks, labelled_plan
 
 SAMPLE = 12_000
 LEAST_OF_A_KIND = 400
@@ -47,15 +48,21 @@ Targets = NDArray[np.bool_]
 Groups = NDArray[np.int64]
 
 
-def match_with_probe(model: Path, sources: Sequence[RegionSource], objective: Objective, output: Path) -> ModelMetadata:
+def match_with_probe(
+    model: Path, sources: Sequence[RegionSource], objective: Objective, output: Path, advance: Advance = ignore
+) -> ModelMetadata:
     """Writes the model with a mapping of its clusters and a probe, both of the same labels; the probe decides.
+
+    Args:
+        model, sources, objective, output: as of `matching.match`.
+        advance: is told of the tiles that are through, each as often as by `matching.match` and once more.
 
     Raises:
         ModelInvalid: see `building_head.with_building_head`.
         IicError: see `matching.match`.
     """
-    proto, metadata = matched(*read_model(model), sources, objective)
-    vectors, targets, groups = sample_features(proto, metadata, sources, seed=0)
+    proto, metadata = matched(*read_model(model), sources, objective, advance)
+    vectors, targets, groups = sample_features(proto, metadata, sources, seed=0, advance=advance)
     head = fit_head(vectors, targets, groups)
     record = {"kind": "probe", **measures(head, vectors, targets)}
     metadata = replace(metadata, matching={**metadata.matching, "head": record})
@@ -65,18 +72,26 @@ def match_with_probe(model: Path, sources: Sequence[RegionSource], objective: Ob
 
 
 def matched(
-    model: onnx.ModelProto, metadata: ModelMetadata, sources: Iterable[RegionSource], objective: Objective
+    model: onnx.ModelProto,
+    metadata: ModelMetadata,
+    sources: Iterable[RegionSource],
+    objective: Objective,
+    advance: Advance = ignore,
 ) -> tuple[onnx.ModelProto, ModelMetadata]:
     """What `matching.match` makes of a model, in memory."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_model(model, metadata, path)
-        match(path, sources, objective, path)
+        match(path, sources, objective, path, advance)
         return read_model(path)
 
 
 def sample_features(
-    model: onnx.ModelProto, metadata: ModelMetadata, sources: Sequence[RegionSource], seed: int
+    model: onnx.ModelProto,
+    metadata: ModelMetadata,
+    sources: Sequence[RegionSource],
+    seed: int,
+    advance: Advance = ignore,
 ) -> tuple[Vectors, Targets, Groups]:
     """Features of labelled pixels, float32 [n, F], whether each is building, bool [n], and its tile, int64 [n].
 
@@ -100,7 +115,7 @@ def sample_features(
         with labelled_plan(source, metadata) as (made, labels):
             chosen = np.zeros(labels.shape, np.bool_)
             chosen[places] = True
-            for tile in (tile for row in made.rows for tile in row):
+            for tile in each_tile(made, advance):
                 rows, cols = np.nonzero(chosen[tile.core.slices_in(made.window)])
                 if len(rows) == 0:
                     continue

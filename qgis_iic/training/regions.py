@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qgis_iic.engine.pipeline import Plan, answer, plan
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session
-from qgis_iic.engine.tiling import Window
+from qgis_iic.engine.tiling import Tile, Window
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
@@ -24,28 +24,37 @@ from qgis_iic.training.assignments import Assignment, SharedAssignment, WholeAss
 from qgis_iic.training.labels import UNLABELLED, Labels, labelled_blocks, labelled_window, read_labels
 from qgis_iic.training.model_file import COARSE_LOGITS, open_inner, read_model
 
+Advance = Callable[[int], None]
+"""Is told how many tiles more are through; it may raise to end what is going on."""
+
+
+def ignore(_: int) -> None:
+    """The `Advance` of those who don't care."""
+
 
 @dataclass(frozen=True)
 class RegionSource:
     """Where a region comes from.
 
     Attributes:
-        imagery: raster.
+        imagery: raster, a file or anything else that GDAL opens.
         labels: label raster or footprints, see `labels.read_labels`.
         area: polygons within which the footprints are complete.
         window: in pixels of the imagery; None takes all that the labels cover.
         bands: in the model's order; None takes the model's default.
+        crs: overrides the imagery's own.
     """
 
-    imagery: Path
+    imagery: str | Path
     labels: Path
     area: Path | None = None
     window: Window | None = None
     bands: tuple[int, ...] | None = None
+    crs: str | None = None
 
     def to_record(self) -> dict[str, Any]:
         """Names without folders, for the model's metadata."""
-        record: dict[str, Any] = {"imagery": self.imagery.name, "labels": self.labels.name}
+        record: dict[str, Any] = {"imagery": Path(self.imagery).name, "labels": self.labels.name}
         if self.area is not None:
             record["area"] = self.area.name
         if self.window is not None:
@@ -63,7 +72,7 @@ def in_blocks(source: RegionSource) -> list[RegionSource]:
     _check_files(source)
     if source.window is not None:
         return [source]
-    with open_raster(source.imagery) as raster:
+    with open_raster(source.imagery, source.crs) as raster:
         windows = labelled_blocks(raster, source.labels, source.area)
     return [dataclasses.replace(source, window=window) for window in windows]
 
@@ -72,6 +81,10 @@ def _check_files(source: RegionSource) -> None:
     for path in filter(None, (source.labels, source.area)):
         if not path.exists():
             raise LabelsInvalid(f"There are no labels at {path}.")
+
+
+READINGS = 2
+"""How often the network sees a region: once for its answer, once for the shares of the clusters."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ def labelled_plan(source: RegionSource, metadata: ModelMetadata) -> Iterator[tup
         IicError: see `engine.raster`.
     """
     _check_files(source)
-    with open_raster(source.imagery) as raster:
+    with open_raster(source.imagery, source.crs) as raster:
         window = source.window or labelled_window(raster, source.labels, source.area)
         box = (window.col, window.row, window.width, window.height)
         made = plan(raster, Source(str(source.imagery), bands=source.bands, window=box), metadata, metadata.tile_size)
@@ -128,48 +141,71 @@ def labelled_plan(source: RegionSource, metadata: ModelMetadata) -> Iterator[tup
         yield made, read_labels(source.labels, source.area, transform, shape, raster.crs)
 
 
-def read_region(source: RegionSource, model: Path, metadata: ModelMetadata) -> Region:
-    """Reads pixels and labels, and runs the network with the engine, halo around the region included.
+def each_tile(made: Plan, advance: Advance) -> Iterator[Tile]:
+    """The tiles of a plan, each counted once it is done with."""
+    for row in made.rows:
+        for tile in row:
+            yield tile
+            advance(1)
+
+
+class RegionReader:
+    """Runs a model on regions; its graph is opened once.
 
     Raises:
-        LabelsInvalid: see `labelled_plan`.
-        IicError: see `engine.raster` and `engine.session`.
+        ModelNotFound, ModelInvalid: see `model_file.read_model`.
+        IicError: see `engine.session`.
     """
-    with labelled_plan(source, metadata) as (made, labels):
-        values, valid = made.reader.read(made.window)
-        clusters, classes, probability = answer(Session(model), made)
-        known = np.where(clusters == NODATA, UNLABELLED, labels).astype(np.uint8)
-        shares = _read_shares(made, model, metadata, known != UNLABELLED)
-    return Region(source, values, valid, known, clusters, classes, probability, shares)
 
+    def __init__(self, model: Path) -> None:
+        proto, self._metadata = read_model(model)
+        self._session = Session(model)
+        has_logits = any(COARSE_LOGITS in node.output for node in proto.graph.node)
+        self._logits = open_inner(proto, COARSE_LOGITS) if has_logits else None
 
-def _read_shares(
-    made: Plan, model: Path, metadata: ModelMetadata, wanted: NDArray[np.bool_]
-) -> SharedAssignment | None:
-    """Of the pixels of a plan, in its tiles that hold any of those wanted, bool [H, W]."""
-    proto, _ = read_model(model)
-    if not any(COARSE_LOGITS in node.output for node in proto.graph.node):
-        return None
-    compute = open_inner(proto, COARSE_LOGITS)
-    mean = np.asarray(metadata.mean, np.float32)[:, None, None]
-    step, window = metadata.stride, made.window
-    first_row, first_col = window.row // step, window.col // step
-    last_row, last_col = -(-window.row_stop // step), -(-window.col_stop // step)
-    # Zeros take no memory until they are written to.
-    logits = np.zeros((last_row - first_row, last_col - first_col, metadata.clusters), np.float16)
-    known = np.zeros(wanted.shape, np.bool_)
-    for tile in (tile for row in made.rows for tile in row):
-        core = tile.core
-        if not wanted[core.slices_in(window)].any():
-            continue
-        values, valid = made.reader.read(tile.window)
-        found = compute(np.where(valid, values, mean)[None])[0, metadata.classes :]
-        # A core that the region cuts in the middle of a feature takes the whole of it.
-        rows = slice(core.row // step, -(-core.row_stop // step))
-        cols = slice(core.col // step, -(-core.col_stop // step))
-        top, left = tile.window.row // step, tile.window.col // step
-        part = found[:, rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
-        part = (part - part.max(axis=0)).transpose(1, 2, 0)
-        logits[rows.start - first_row : rows.stop - first_row, cols.start - first_col : cols.stop - first_col] = part
-        known[core.slices_in(window)] = valid[core.slices_in(tile.window)]
-    return SharedAssignment(logits, (window.row % step, window.col % step), known, step)
+    def read(self, source: RegionSource, advance: Advance = ignore) -> Region:
+        """Pixels, labels, and the network's answer by the engine, halo around the region included.
+
+        Every tile counts `READINGS` times.
+
+        Raises:
+            LabelsInvalid: see `labelled_plan`.
+            IicError: see `engine.raster` and `engine.session`.
+        """
+        with labelled_plan(source, self._metadata) as (made, labels):
+            values, valid = made.reader.read(made.window)
+            clusters, classes, probability = answer(self._session, made, advance)
+            known = np.where(clusters == NODATA, UNLABELLED, labels).astype(np.uint8)
+            shares = self._read_shares(made, known != UNLABELLED, advance)
+        return Region(source, values, valid, known, clusters, classes, probability, shares)
+
+    def _read_shares(self, made: Plan, wanted: NDArray[np.bool_], advance: Advance) -> SharedAssignment | None:
+        """Of the pixels of a plan, in its tiles that hold any of those wanted, bool [H, W]."""
+        if self._logits is None:
+            advance(made.tiles)
+            return None
+        metadata = self._metadata
+        mean = np.asarray(metadata.mean, np.float32)[:, None, None]
+        step, window = metadata.stride, made.window
+        first_row, first_col = window.row // step, window.col // step
+        last_row, last_col = -(-window.row_stop // step), -(-window.col_stop // step)
+        # Zeros take no memory until they are written to.
+        logits = np.zeros((last_row - first_row, last_col - first_col, metadata.clusters), np.float16)
+        known = np.zeros(wanted.shape, np.bool_)
+        for tile in each_tile(made, advance):
+            core = tile.core
+            if not wanted[core.slices_in(window)].any():
+                continue
+            values, valid = made.reader.read(tile.window)
+            found = self._logits(np.where(valid, values, mean)[None])[0, metadata.classes :]
+            # A core that the region cuts in the middle of a feature takes the whole of it.
+            rows = slice(core.row // step, -(-core.row_stop // step))
+            cols = slice(core.col // step, -(-core.col_stop // step))
+            top, left = tile.window.row // step, tile.window.col // step
+            part = found[:, rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
+            part = (part - part.max(axis=0)).transpose(1, 2, 0)
+            logits[rows.start - first_row : rows.stop - first_row, cols.start - first_col : cols.stop - first_col] = (
+                part
+            )
+            known[core.slices_in(window)] = valid[core.slices_in(tile.window)]
+        return SharedAssignment(logits, (window.row % step, window.col % step), known, step)

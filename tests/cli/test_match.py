@@ -73,7 +73,7 @@ def test_footprints_alone_are_refused_with_the_remedy(scene: Path, tmp_path: Pat
     status, output = invoke(scene, "--labels", polygons(tmp_path / "footprints.geojson", ROOFS))
     assert status == 50
     assert "labels-invalid" in output
-    assert "--area" in output
+    assert "name them as the area" in output
     assert not (tmp_path / "matched.onnx").exists()
 
 

@@ -134,8 +134,7 @@ def test_prints_of_libraries_do_not_get_among_the_events(folder: Path) -> None:
     program = (
         "import sys, runpy, os; import qgis_iic.engine.pipeline as pipeline; run = pipeline.run\n"
         "def noisy(*arguments):\n    print('noise'); os.write(1, b'more noise'); return run(*arguments)\n"
-        "pipeline.run = noisy\n"
-        f"from qgis_iic.engine.service import main; sys.exit(main([{str(write_job(folder))!r}]))"
+        f"from qgis_iic.engine.service import main; sys.exit(main([{str(write_job(folder))!r}], noisy))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL

@@ -10,8 +10,9 @@ import traceback
 from pathlib import Path
 
 from qgis.core import QgsProject, QgsRasterLayer
+from qgis.gui import QgsProcessingAlgorithmDialogBase
 from qgis.PyQt.QtCore import QTimer
-from qgis.PyQt.QtWidgets import QAction, QDialog
+from qgis.PyQt.QtWidgets import QAction, QApplication, QDialog
 from qgis.utils import iface
 
 SAMPLE = Path(os.environ["QGIS_IIC_TEST_SAMPLE"])
@@ -83,7 +84,19 @@ def take_picture():
     iface.mainWindow().grab().save(str(OUTPUT / "desktop.png"))
     root = QgsProject.instance().layerTreeRoot()
     groups = {group.name(): [node.name() for node in group.findLayers()] for group in root.findGroups()}
-    end({"groups": groups, "log": dialog().log.toPlainText()})
+    outcome = {"groups": groups, "log": dialog().log.toPlainText()}
+    after(1000, lambda: look_at_matching(outcome))
+    iface.mainWindow().findChild(QAction, "iicMatchClusters").trigger()  # returns once the dialog is closed
+    end(outcome)
+
+
+def look_at_matching(outcome):
+    """It is Processing's own dialog, with whatever QGIS puts into it."""
+    widgets = QApplication.topLevelWidgets()
+    (matching,) = (widget for widget in widgets if isinstance(widget, QgsProcessingAlgorithmDialogBase))
+    matching.grab().save(str(OUTPUT / "matching.png"))
+    outcome["matching"] = matching.algorithm().id() if matching.isVisible() else ""
+    matching.close()
 
 
 after(1000, open_dialog)

@@ -38,6 +38,7 @@ def test_a_person_presses_the_button(profiles: Path, environment: dict[str, str]
     ((group, layers),) = outcome["groups"].items()
     assert group.startswith("Buildings 20")
     assert layers == ["scene"]
-    assert all((tmp_path / f"{name}.png").stat().st_size > 0 for name in ("dialog", "log", "desktop"))
+    assert outcome["matching"] == "iic:matchclusters"
+    assert all((tmp_path / f"{name}.png").stat().st_size > 0 for name in ("dialog", "log", "desktop", "matching"))
     with sqlite3.connect(tmp_path / "buildings.gpkg") as database:
         assert database.execute("SELECT count(*) FROM scene").fetchone() == (5,)

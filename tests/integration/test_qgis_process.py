@@ -74,6 +74,28 @@ def test_one_layer(qgis_process: Process, sample: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out.gpkg"]
 
 
+def test_examples_make_a_model_that_finds_the_rest(qgis_process: Process, sample: Path, tmp_path: Path) -> None:
+    shapes = [(1, (500007, 2999982.5, 500017, 2999990.5)), (0, (500030, 2999920, 500045, 2999930))]
+    features = [
+        {"type": "Feature", "properties": {"building": building}, "geometry": {"type": "Polygon", "coordinates": [
+            [[left, bottom], [left, top], [right, top], [right, bottom], [left, bottom]]]}}
+        for building, (left, bottom, right, top) in shapes
+    ]  # fmt: skip
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32645"}}
+    examples = tmp_path / "examples.geojson"
+    examples.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
+    scene, matched = sample / "scene.tif", tmp_path / "matched.onnx"
+    # The model that comes with the plugin, and a classifier on its features.
+    done = qgis_process(
+        "--json", "run", "iic:matchclusters", "--", f"INPUT={scene}", f"LABELS={examples}", f"OUTPUT={matched}"
+    )
+    assert outputs(done)["IOU"] > 0.9
+    done = qgis_process(
+        "--json", "run", EXTRACT, "--", f"INPUT={scene}", f"MODEL={matched}", f"OUTPUT={tmp_path / 'out.gpkg'}"
+    )
+    assert outputs(done)["BUILDINGS"] == 5
+
+
 def test_two_layers_with_a_name_and_an_extent(qgis_process: Process, sample: Path, tmp_path: Path) -> None:
     target = tmp_path / "out.gpkg"
     done = qgis_process(

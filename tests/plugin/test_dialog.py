@@ -174,7 +174,7 @@ def test_only_a_model_that_decides_by_its_clusters_asks_for_matching(
     metadata = replace(read_metadata(str(model)), building_clusters=None, decision=decision)  # type: ignore[arg-type]
     monkeypatch.setattr("qgis_iic.plugin.dialog.model_panel.read_metadata", lambda path: metadata)
     dialog.parameters.model.set_model(str(model))
-    assert ("iic match" in dialog.parameters.model.facts.text()) == asks
+    assert ("Match clusters" in dialog.parameters.model.facts.text()) == asks
 
 
 def test_the_model_says_what_it_is_or_what_is_wrong(dialog: ExtractionDialog, model: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_libraries_that_are_too_old_are_named(project_folder: Path, monkeypatch:
 
 def test_what_is_looked_for_is_what_is_installed(project_folder: Path) -> None:
     extras = tomllib.loads((project_folder / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    beside = {"click>=8.1", "onnx>=1.17", "qgis-iic[libraries]"}  # of the command line, and of training
+    beside = {"click>=8.1", "qgis-iic[libraries]"}  # of the command line
     assert set(requirements.LIBRARIES) == {*extras["libraries"], *extras["engine"]} - beside
 
 

@@ -25,7 +25,7 @@ from qgis_iic.protocol.errors import (
     OutputNotWritable,
 )
 from qgis_iic.protocol.events import Event, Layer, Progress, Result, Started, Warned
-from qgis_iic.protocol.job import Job, Source
+from qgis_iic.protocol.job import Job, Source, read_job
 
 
 class Recorder:
@@ -101,7 +101,7 @@ def test_the_engine_gets_the_job_in_an_isolated_interpreter(
         monkeypatch.setenv(name, "/elsewhere")
     run("finish()")
     started = seen()
-    assert Job.from_json(json.dumps(started["job"])) == job
+    assert read_job(json.dumps(started["job"])) == job
     assert started["arguments"][:-1] == ["-I", "-X", "utf8", "-u", resource_paths.engine_script()]
     foreign = [name for name in started["environment"] if name.startswith(("PYTHON", "PROJ_", "GDAL_"))]
     assert foreign == []

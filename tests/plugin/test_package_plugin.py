@@ -46,7 +46,7 @@ def test_one_top_folder_with_the_parts_of_the_plugin(tool: ModuleType, tree: Pat
         "models/iic_rgb.md",
     } <= inside  # fmt: skip
     folders = {name.split("/")[0] for name in inside if "/" in name}
-    assert folders == {"protocol", "engine", "plugin", "resources", "models"}
+    assert folders == {"protocol", "engine", "training", "plugin", "resources", "models"}
     assert {Path(name).suffix for name in inside} == {"", ".py", ".txt", ".svg", ".qml", ".onnx", ".md"}
     assert "engine/notes.txt" not in inside
 

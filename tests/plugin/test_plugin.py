@@ -12,9 +12,10 @@ from qgis.PyQt.QtCore import QEvent
 from qgis.PyQt.QtWidgets import QAction, QApplication
 
 import qgis_iic
+from qgis_iic.plugin import resource_paths
 from qgis_iic.plugin.dialog.extraction_dialog import ExtractionDialog
 from qgis_iic.plugin.options_page import OptionsPage
-from qgis_iic.plugin.plugin import ACTION_NAME
+from qgis_iic.plugin.plugin import ACTION_NAME, MATCH_ACTION_NAME
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def test_without_a_desktop_only_the_provider_is_there(qgis_processing: None) -> 
     provider = QgsApplication.processingRegistry().providerById("iic")
     assert sorted(algorithm.id() for algorithm in provider.algorithms()) == [
         "iic:extractbuildings",
+        "iic:matchclusters",
         "iic:segmentraster",
     ]
     assert not provider.icon().isNull()
@@ -57,6 +59,7 @@ def test_unloading_removes_all_that_loading_added(iface: Any) -> None:
     plugin.initGui()
     assert [kind for kind, *_ in iface.left] == [
         "addToolBarIcon",
+        "addPluginToRasterMenu",
         "addPluginToRasterMenu",
         "addPluginToRasterMenu",
         "registerOptionsWidgetFactory",
@@ -80,6 +83,22 @@ def test_the_dialog_is_made_once(iface: Any) -> None:
     assert len(iface.mainWindow().findChildren(ExtractionDialog)) == 1
     plugin.unload()
     delete_later()
+
+
+@pytest.mark.parametrize("results", [{"OUTPUT": "/models/mine.onnx"}, {}, None])
+def test_the_model_that_was_matched_is_used_next(iface: Any, monkeypatch: pytest.MonkeyPatch, results: Any) -> None:
+    opened = []
+    monkeypatch.setattr("processing.execAlgorithmDialog", lambda name: opened.append(name) or results)
+    plugin = qgis_iic.classFactory(iface)
+    plugin.initGui()
+    iface.mainWindow().findChild(QAction, MATCH_ACTION_NAME).trigger()
+    assert opened == ["iic:matchclusters"]
+    iface.mainWindow().findChild(QAction, ACTION_NAME).trigger()
+    used = iface.mainWindow().findChild(ExtractionDialog).parameters.model.model()
+    assert used == (results["OUTPUT"] if results else resource_paths.default_model())
+    plugin.unload()
+    delete_later()
+    assert iface.mainWindow().findChild(QAction, MATCH_ACTION_NAME) is None
 
 
 def test_the_options_page_keeps_the_interpreter(engine: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from qgis_iic.protocol.errors import ERRORS, DiskFull, EventInvalid, IicError, JobInvalid, ModelInvalid, error_of
 from qgis_iic.protocol.events import Event, Failed, Layer, Progress, Result, Started, Warned, decode, encode
-from qgis_iic.protocol.job import Job, Source, layer_names
+from qgis_iic.protocol.job import AnyJob, Job, MatchJob, Source, layer_names, read_job
 from qgis_iic.protocol.model_metadata import KEY, ModelMetadata
 
 JOB = Job(
@@ -43,8 +43,40 @@ METADATA = ModelMetadata(
 )
 
 
-def test_a_job_survives_its_file() -> None:
-    assert Job.from_json(JOB.to_json()) == JOB
+MATCH = MatchJob(
+    source=Source("/data/a.tif", bands=(3, 2, 1), window=(5, 6, 70, 80), crs="EPSG:32645"),
+    labels="/data/roofs.gpkg",
+    area="/data/area.gpkg",
+    model="/models/m.onnx",
+    output="/models/mine.onnx",
+    objective="accuracy",
+    head="clusters",
+)
+
+
+@pytest.mark.parametrize("job", [JOB, MATCH])
+def test_a_job_survives_its_file(job: AnyJob) -> None:
+    assert read_job(job.to_json()) == job
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": None},
+        {"source": {"path": "/a.tif", "layer": "a", "bands": [0]}},
+        {"sources": []},
+        {"labels": ""},
+        {"labels": None},
+        {"area": ""},
+        {"objective": "beauty"},
+        {"head": "tail"},
+        {"output": "relative.onnx"},
+        {"id": ""},
+    ],
+)
+def test_a_matching_that_breaks_a_rule_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(JobInvalid):
+        read_job(json.dumps(json.loads(MATCH.to_json()) | changes))
 
 
 def test_the_scratch_folder_lies_beside_the_output_and_is_the_jobs_own() -> None:
@@ -81,13 +113,13 @@ def test_the_scratch_folder_lies_beside_the_output_and_is_the_jobs_own() -> None
 )
 def test_a_job_that_breaks_a_rule_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(JobInvalid):
-        Job.from_json(json.dumps(json.loads(JOB.to_json()) | changes))
+        read_job(json.dumps(json.loads(JOB.to_json()) | changes))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "{}"])
 def test_what_is_no_job_file_is_refused(text: str) -> None:
     with pytest.raises(JobInvalid):
-        Job.from_json(text)
+        read_job(text)
 
 
 @pytest.mark.parametrize(

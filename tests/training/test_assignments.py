@@ -27,7 +27,7 @@ from qgis_iic.training.matching import best_mappings, match, match_by_hand
 from qgis_iic.training.model_file import read_model, write_model
 from qgis_iic.training.network import IICNetwork
 from qgis_iic.training.places import Draws
-from qgis_iic.training.regions import Region, RegionSource, read_region
+from qgis_iic.training.regions import Region, RegionReader, RegionSource
 from tests.onnx_models import metadata
 from tests.rasters import write_raster
 from tests.training.scenes import village
@@ -130,12 +130,12 @@ def source(tmp_path: Path) -> RegionSource:
 
 def test_shares_decide_as_the_engine_does(model: Path, source: RegionSource) -> None:
     _, facts = read_model(model)
-    region = read_region(source, model, facts)
+    region = RegionReader(model).read(source)
     assert region.shares is not None
     for chosen in ((0, 2), (1, 3, 4)):
         matched = facts.matched(chosen, {})
         write_model(read_model(model)[0], matched, model)
-        expected = read_region(source, model, matched)
+        expected = RegionReader(model).read(source)
         found = region.assignment(facts).buildings([chosen])[0]
         wanted = (expected.probability >= LEAST_BUILDING_PROBABILITY) & (expected.clusters != 255)
         # All but the rim, where the engine also interpolates what lies beyond, and what half precision turns.
@@ -148,7 +148,7 @@ def test_shares_decide_as_the_engine_does(model: Path, source: RegionSource) -> 
 
 def test_a_mapping_by_hand_means_the_pixels_of_its_clusters(model: Path, source: RegionSource) -> None:
     by_hand = match_by_hand(model, [1, 3], model)
-    region = read_region(source, model, by_hand)
+    region = RegionReader(model).read(source)
     found = evaluate(Setting("village", [], [region]), by_hand, Draws(), baselines=False)
     expected = confusion([building_mask(planes_of(region), (1, 3))], [region.labels])
     assert found["mappings"]["file"]["confusion"] == asdict(expected)
@@ -162,7 +162,7 @@ def planes_of(region: Region) -> np.ndarray:
 
 def test_shares_and_the_largest_cluster_have_a_row_each(model: Path, source: RegionSource) -> None:
     _, facts = read_model(model)
-    region = read_region(source, model, facts)
+    region = RegionReader(model).read(source)
     found = evaluate(Setting("village", [region], [region]), facts, Draws(3, 2, 32), baselines=False)
     rows = {row["method"]: row["measures"] for row in found["rows"] if row["objective"] == "iou"}
     head = f"{OVER_CLUSTERING} ({K})"
@@ -178,7 +178,7 @@ def test_shares_and_the_largest_cluster_have_a_row_each(model: Path, source: Reg
 
 def test_matching_by_shares_lets_the_probability_decide(model: Path, source: RegionSource) -> None:
     _, facts = read_model(model)
-    region = read_region(source, model, facts)
+    region = RegionReader(model).read(source)
     matched = match(model, [source], "iou", model)
     assert matched.decision == "probability"
     assert matched.matching["iou"] == pytest.approx(iou_of(region, facts, matched.building_clusters))

@@ -43,7 +43,7 @@ def test_footprints_are_buildings_and_the_rest_of_the_area_is_background(tmp_pat
 
 def test_footprints_without_an_area_are_refused_with_the_remedy(tmp_path: Path) -> None:
     footprints = write_polygons(tmp_path / "f.gpkg", ground(2, 3, 4, 2))
-    with pytest.raises(LabelsInvalid, match="--area"):
+    with pytest.raises(LabelsInvalid, match="as the area"):
         read_labels(footprints, None, NORTH_UP, (20, 20), UTM)
 
 

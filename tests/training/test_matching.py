@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from shapely.geometry import Point
 
 from qgis_iic.protocol.errors import LabelsInvalid, ModelInvalid, ModelNotFound
-from qgis_iic.protocol.model_metadata import ModelMetadata
+from qgis_iic.protocol.job import Objective
 from qgis_iic.training import matching
 from qgis_iic.training.assignments import Support, WholeAssignment
 from qgis_iic.training.matching import (
-    Objective,
     best_mappings,
     best_prefix,
     by_purity,
@@ -25,7 +24,7 @@ from qgis_iic.training.matching import (
     spread_over_draws,
 )
 from qgis_iic.training.model_file import read_model
-from qgis_iic.training.regions import Region, RegionSource, read_region
+from qgis_iic.training.regions import Advance, Region, RegionReader, RegionSource, ignore
 from tests.onnx_models import brightness_model
 from tests.rasters import NORTH_UP, town, write_raster
 
@@ -226,11 +225,12 @@ def test_labels_all_over_a_large_raster_give_the_same_mapping(tmp_path: Path, mo
     brightness_model(tmp_path / "model.onnx")
     read = []
 
-    def spy(block: RegionSource, model: Path, metadata: ModelMetadata) -> Region:
-        read.append(block.window)
-        return read_region(block, model, metadata)
+    class Spy(RegionReader):
+        def read(self, source: RegionSource, advance: Advance = ignore) -> Region:
+            read.append(source.window)
+            return super().read(source, advance)
 
-    monkeypatch.setattr(matching, "read_region", spy)
+    monkeypatch.setattr(matching, "RegionReader", Spy)
     matched = match(tmp_path / "model.onnx", [source], "iou", tmp_path / "model.onnx")
     assert len(read) == 2
     assert matched.building_clusters == (3,)
@@ -240,4 +240,4 @@ def test_labels_all_over_a_large_raster_give_the_same_mapping(tmp_path: Path, mo
 
 def count_support_of(source: RegionSource, model: Path) -> int:
     """Building pixels where the labels are read in one piece."""
-    return int((read_region(source, model, read_model(model)[1]).labels == 1).sum())
+    return int((RegionReader(model).read(source).labels == 1).sum())

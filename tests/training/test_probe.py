@@ -13,7 +13,7 @@ from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.training.building_head import building_head
 from qgis_iic.training.model_file import FEATURES, read_model, run_inner
 from qgis_iic.training.probe import best_threshold, draw_pixels, fit_head, match_with_probe, measures, sample_features
-from qgis_iic.training.regions import RegionSource, read_region
+from qgis_iic.training.regions import RegionReader, RegionSource
 from tests.rasters import write_raster
 
 
@@ -37,7 +37,7 @@ def test_a_probe_decides_and_the_mapping_stays_beside_it(model: Path, source: Re
     proto, written = read_model(output)
     assert written == metadata
     assert building_head(proto) is not None
-    region = read_region(source, output, metadata)
+    region = RegionReader(output).read(source)
     known = region.labels != 255
     found = region.probability >= 127
     iou = (found & (region.labels == 1)).sum() / ((found | (region.labels == 1)) & known).sum()
@@ -63,7 +63,7 @@ def test_features_do_not_depend_on_the_tiles(model: Path, source: RegionSource) 
         return table[np.lexsort(table.T)]
 
     np.testing.assert_allclose(sortable(whole, targets), sortable(tiled, again), atol=2e-3)
-    region = read_region(source, model, metadata)
+    region = RegionReader(model).read(source)
     mean = np.asarray(metadata.mean, np.float32)[:, None, None]
     plane = run_inner(proto, FEATURES, np.where(region.valid, region.values, mean)[None])[0]
     assert set(np.unique(whole.round(2))) <= set(np.unique(plane.round(2))) | set(np.unique((plane + 5e-3).round(2)))

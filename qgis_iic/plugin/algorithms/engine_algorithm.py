@@ -32,7 +32,7 @@ from qgis_iic.plugin.layer_source import Reading, read_layer
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.errors import Cancelled, IicError, SourceNotRaster
 from qgis_iic.protocol.events import Result
-from qgis_iic.protocol.job import LEAST_MEMORY, Job, Precision, Provider, Source
+from qgis_iic.protocol.job import LEAST_MEMORY, AnyJob, Precision, Provider, Source
 
 INPUT = "INPUT"
 MODEL = "MODEL"
@@ -67,15 +67,16 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         """What QGIS found for the input: rasters to read, unless the user named something else; None for nothing."""
         raise NotImplementedError
 
-    def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> Job:
-        """What the engine is to do; starts nothing.
+    def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> AnyJob:
+        """What the engine is to do; starts nothing, and writes no more than temporary files that the engine reads.
 
         Raises:
             JobInvalid: the parameters break a rule of the job.
+            IicError: a temporary file can't be written.
         """
         raise NotImplementedError
 
-    def results(self, job: Job, result: Result, context: QgsProcessingContext) -> dict[str, Any]:
+    def results(self, result: Result, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
         """The outputs of the algorithm, by name."""
         raise NotImplementedError
 
@@ -118,7 +119,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             feedback.pushWarning(
                 tr("The run had ended before it could be cancelled: {path} is complete.").format(path=result.output)
             )
-        return self.results(job, result, context)
+        return self.results(result, context, feedback)
 
     def addModelParameters(self) -> None:
         """The parameters that say what of the rasters is read, and by which model."""

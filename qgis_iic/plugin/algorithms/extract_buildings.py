@@ -109,7 +109,7 @@ class ExtractBuildings(EngineAlgorithm):
             **self.commonFields(parameters, context),
         )
 
-    def results(self, job: Job, result: Result, context: QgsProcessingContext) -> dict[str, Any]:
+    def results(self, result: Result, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
         names = {f"{result.output}|layername={layer.name}": layer.name for layer in result.layers}
         if self._loads:
             self._load(names, context)

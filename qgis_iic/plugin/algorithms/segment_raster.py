@@ -87,7 +87,7 @@ class SegmentRaster(EngineAlgorithm):
             **self.commonFields(parameters, context),
         )
 
-    def results(self, job: Job, result: Result, context: QgsProcessingContext) -> dict[str, Any]:
+    def results(self, result: Result, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
         self._output = result.output
         return {OUTPUT: result.output}
 

@@ -107,5 +107,8 @@ def _facts(metadata: ModelMetadata) -> str:
         name=metadata.name, bands=", ".join(metadata.bands), smallest=smallest, largest=largest
     )
     if metadata.building_clusters is None and metadata.decision == "clusters":
-        text += " " + tr("It does not say which of its clusters are buildings: match it with labels first (iic match).")
+        text += " " + tr(
+            "It does not say which of its clusters are buildings. Tell it by a few examples first: Raster > Building "
+            "extraction > Match clusters to buildings."
+        )
     return text

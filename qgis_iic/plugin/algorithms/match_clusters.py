@@ -1,0 +1,248 @@
+"""`iic:matchclusters`: a model and a few examples to a model that knows which of its clusters are buildings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from qgis.core import (
+    Qgis,
+    QgsFeature,
+    QgsFeatureRequest,
+    QgsFeatureSource,
+    QgsFields,
+    QgsMapLayer,
+    QgsProcessingContext,
+    QgsProcessingFeatureSource,
+    QgsProcessingFeedback,
+    QgsProcessingOutputNumber,
+    QgsProcessingParameterEnum,
+    QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterFileDestination,
+    QgsProcessingParameterRasterLayer,
+    QgsProcessingUtils,
+    QgsVectorFileWriter,
+)
+
+from qgis_iic.plugin.algorithms.engine_algorithm import INPUT, MODEL, OUTPUT, EngineAlgorithm, advanced, documented
+from qgis_iic.plugin.layer_source import Reading
+from qgis_iic.plugin.model_file import read_metadata
+from qgis_iic.plugin.translation import tr
+from qgis_iic.protocol.errors import LabelsInvalid
+from qgis_iic.protocol.events import Result
+from qgis_iic.protocol.job import Head, MatchJob, Objective
+from qgis_iic.protocol.model_metadata import ModelMetadata
+
+LABELS = "LABELS"
+AREA = "AREA"
+HEAD = "HEAD"
+OBJECTIVE = "OBJECTIVE"
+IOU = "IOU"
+ACCURACY = "ACCURACY"
+
+_ATTRIBUTE = "building"
+_HEADS: dict[Head, str] = {"probe": "a linear classifier on the network's features", "clusters": "the clusters alone"}
+
+
+class MatchClusters(EngineAlgorithm):
+    """A few examples decide; the weights of the network stay as they are."""
+
+    def name(self) -> str:
+        return "matchclusters"
+
+    def displayName(self) -> str:
+        return tr("Match clusters to buildings")
+
+    def tags(self) -> list[str]:
+        return tr("building,cluster,labels,examples,training,segmentation,onnx").split(",")
+
+    def shortDescription(self) -> str:
+        return tr("Learns what a building is from a few examples of yours, and writes a model that knows it.")
+
+    def shortHelpString(self) -> str:
+        return tr(
+            "A model knows clusters of pixels; your examples say which of them are buildings. The result is a model "
+            "file of your own, to be chosen in Extract buildings.\n\n"
+            "Examples are either footprints together with areas within which every building has one, or some dozens "
+            "of polygons and points on buildings and on other ground, told apart by a field named building: 1, true "
+            "or yes on buildings, 0, false or no on what is none. A point stands for the ground within 1 m. Spread "
+            "them over every kind of ground that is to be told apart: one dense block teaches nothing about fields."
+            "\n\nThe log says how well the clusters do on examples that were left out."
+        )
+
+    def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
+        self.addParameter(
+            documented(
+                QgsProcessingParameterRasterLayer(INPUT, tr("Raster layer")),
+                tr("Imagery that the examples lie on. A file, or the layer of a map service together with an extent."),
+            )
+        )
+        self._add_label_parameters()
+        self.addModelParameters()
+        self._add_matching_parameters()
+        self.addParameter(
+            documented(
+                QgsProcessingParameterFileDestination(OUTPUT, tr("Matched model"), tr("ONNX models (*.onnx)")),
+                tr("The model file to write."),
+            )
+        )
+        self.addOutput(QgsProcessingOutputNumber(IOU, tr("Intersection over union on the examples")))
+        self.addOutput(QgsProcessingOutputNumber(ACCURACY, tr("Share of the examples' pixels that come out right")))
+
+    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
+        valid, message = super().checkParameterValues(parameters, context)
+        if not valid:
+            return valid, message
+        if Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).suffix.lower() != ".onnx":
+            return False, tr("The output must be a model: give it a name that ends in .onnx.")
+        return True, ""
+
+    def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
+        return [self.parameterAsRasterLayer(parameters, INPUT, context)]
+
+    def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> MatchJob:
+        (source,) = self.sources(parameters, context, readings)
+        return MatchJob(
+            source=source,
+            labels=self._written(parameters, LABELS, context) or "",
+            area=self._written(parameters, AREA, context),
+            model=str(Path(self.parameterAsFile(parameters, MODEL, context)).absolute()),
+            output=str(Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).absolute()),
+            objective=self.parameterAsEnumString(parameters, OBJECTIVE, context),
+            head=list(_HEADS)[self.parameterAsEnum(parameters, HEAD, context)],
+        )
+
+    def results(self, result: Result, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
+        metadata = read_metadata(result.output)
+        for line in _found(metadata):
+            feedback.pushInfo(line)
+        decisive = metadata.matching.get("head", metadata.matching)
+        return {OUTPUT: result.output, IOU: decisive["iou"], ACCURACY: decisive["accuracy"]}
+
+    def _written(self, parameters: dict[str, Any], name: str, context: QgsProcessingContext) -> str | None:
+        """A file of what the layer holds at this moment, edits that are not saved yet and a selection included.
+
+        Raises:
+            LabelsInvalid: it can't be written.
+        """
+        features = self.parameterAsSource(parameters, name, context)
+        if features is None:
+            return None
+        path = QgsProcessingUtils.generateTempFilename(f"{name.lower()}.gpkg")
+        _write(features, path, context)
+        return path
+
+    def _add_label_parameters(self) -> None:
+        any_kind = [Qgis.ProcessingSourceType.VectorPolygon, Qgis.ProcessingSourceType.VectorPoint]
+        self.addParameter(
+            documented(
+                QgsProcessingParameterFeatureSource(LABELS, tr("Examples"), any_kind),
+                tr(
+                    "Footprints of buildings, with areas; or polygons and points with a field named building that is "
+                    "1 on buildings and 0 on other ground."
+                ),
+            )
+        )
+        self.addParameter(
+            documented(
+                QgsProcessingParameterFeatureSource(
+                    AREA,
+                    tr("Areas within which all buildings are drawn"),
+                    [Qgis.ProcessingSourceType.VectorPolygon],
+                    optional=True,
+                ),
+                tr("Polygons. All in them that is not on a building of the examples counts as other ground."),
+            )
+        )
+
+    def _add_matching_parameters(self) -> None:
+        self.addParameter(
+            documented(
+                QgsProcessingParameterEnum(
+                    HEAD, tr("What decides"), options=[tr(text) for text in _HEADS.values()], defaultValue=0
+                ),
+                tr(
+                    "The linear classifier is fitted to the same examples and finds more as a rule. The clusters alone "
+                    "can be looked at in Segment raster, and chosen by hand."
+                ),
+            )
+        )
+        self.addParameter(
+            advanced(
+                documented(
+                    QgsProcessingParameterEnum(
+                        OBJECTIVE,
+                        tr("Objective of the clusters"),
+                        options=list(get_args(Objective)),
+                        defaultValue="iou",
+                        usesStaticStrings=True,
+                    ),
+                    tr(
+                        "What the set of building clusters makes largest: the intersection over union, or the number "
+                        "of pixels that come out right, which may be without any where buildings are rare."
+                    ),
+                )
+            )
+        )
+
+
+def _write(features: QgsFeatureSource, path: str, context: QgsProcessingContext) -> None:
+    """The geometries, and what says whether they are buildings, as a GeoPackage.
+
+    Raises:
+        LabelsInvalid
+    """
+    fields = QgsFields()
+    index = features.fields().lookupField(_ATTRIBUTE)
+    if index >= 0:
+        fields.append(features.fields().at(index))
+        fields.rename(0, _ATTRIBUTE)
+    writer = QgsVectorFileWriter.create(
+        path,
+        fields,
+        Qgis.WkbType.Unknown,  # layers in memory hold parts and wholes, with and without heights
+        features.sourceCrs(),
+        context.transformContext(),
+        QgsVectorFileWriter.SaveVectorOptions(),
+    )
+    # Outlines that cross themselves cover ground like any other.
+    unchecked = QgsProcessingFeatureSource.Flag.FlagSkipGeometryValidityChecks
+    for feature in features.getFeatures(QgsFeatureRequest(), unchecked):
+        written = QgsFeature(fields)
+        written.setGeometry(feature.geometry())
+        if index >= 0:
+            written.setAttribute(0, feature.attribute(index))
+        writer.addFeature(written)
+    message = writer.errorMessage()
+    del writer  # closes the file
+    if message:
+        raise LabelsInvalid(tr("The examples can't be written to {path}: {reason}").format(path=path, reason=message))
+
+
+def _found(metadata: ModelMetadata) -> list[str]:
+    """What the matching came to, for the log."""
+    record = metadata.matching
+    lines = [
+        tr("Building clusters: {clusters}").format(
+            clusters=", ".join(map(str, metadata.building_clusters or ())) or tr("none")
+        ),
+        tr("On the examples: IoU {iou:.3f}, accuracy {accuracy:.3f}").format(
+            iou=record["iou"], accuracy=record["accuracy"]
+        ),
+    ]
+    if "head" in record:
+        lines.append(
+            tr("Linear classifier on the examples: IoU {iou:.3f}, accuracy {accuracy:.3f}").format(
+                iou=record["head"]["iou"], accuracy=record["head"]["accuracy"]
+            )
+        )
+    spread = record.get("spread")
+    if spread is None:
+        lines.append(tr("There are too few examples to leave some out and see how the clusters do on them."))
+    else:
+        lines.append(
+            tr("Clusters on examples that were left out: IoU {iou:.3f} ± {deviation:.3f}").format(
+                iou=spread["iou"], deviation=spread["deviation"]
+            )
+        )
+    return lines

@@ -1,0 +1,151 @@
+"""Matching as a job of the engine: in a process of its own, with events, and all or nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qgis_iic.engine.cancellation import Cancellation
+from qgis_iic.protocol.errors import Cancelled, LabelsInvalid, OutputIsOtherKind
+from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, decode
+from qgis_iic.protocol.job import MatchJob, Source
+from qgis_iic.training import match_job
+from qgis_iic.training.building_head import building_head
+from qgis_iic.training.matching import match
+from qgis_iic.training.model_file import read_model
+from qgis_iic.training.regions import RegionSource
+
+ENGINE = Path(__file__).resolve().parents[2] / "qgis_iic" / "engine_main.py"
+
+
+@pytest.fixture
+def job(exported: Path, village_folder: Path, tmp_path: Path) -> MatchJob:
+    return MatchJob(
+        source=Source(str(village_folder / "scene.tif")),
+        labels=str(village_folder / "labels.tif"),
+        model=str(exported),
+        output=str(tmp_path / "matched.onnx"),
+        head="clusters",
+    )
+
+
+def run(job: MatchJob) -> list[Event]:
+    events: list[Event] = []
+    events.append(match_job.run(job, events.append, Cancellation()))
+    return events
+
+
+def test_the_process_writes_what_the_command_does(job: MatchJob, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(job.to_json())
+    done = subprocess.run(
+        [sys.executable, "-I", "-X", "utf8", "-u", ENGINE, tmp_path / "job.json"],
+        capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    events = [decode(line) for line in done.stdout.splitlines()]
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Result)
+    assert events[-1].output == job.output
+    sources = [RegionSource(Path(job.source.path), Path(job.labels))]
+    match(Path(job.model), sources, "iou", tmp_path / "by_command.onnx")
+    assert Path(job.output).read_bytes() == (tmp_path / "by_command.onnx").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["by_command.onnx", "job.json", "matched.onnx"]
+
+
+@pytest.mark.parametrize("head", ["clusters", "probe"])
+def test_the_tiles_that_are_told_of_add_up(job: MatchJob, head: str) -> None:
+    events = run(replace(job, head=head))
+    told = [event for event in events if isinstance(event, Progress)]
+    assert [event.done for event in told] == sorted(event.done for event in told)
+    assert {event.source for event in told} == {job.source.path}
+    assert told[-1].done == told[-1].total
+    proto, metadata = read_model(Path(job.output))
+    assert metadata.building_clusters
+    assert (building_head(proto) is not None) == (head == "probe")
+
+
+def test_bands_and_a_window_count(job: MatchJob) -> None:
+    run(job)
+    whole = read_model(Path(job.output))[1].matching
+    run(replace(job, source=replace(job.source, window=(0, 0, 80, 100))))
+    part = read_model(Path(job.output))[1].matching
+    assert whole["building_pixels"] > part["building_pixels"] > 0
+    run(replace(job, source=replace(job.source, bands=(3, 2, 1))))
+    assert read_model(Path(job.output))[1].matching["support"] != whole["support"]
+
+
+def test_a_warning_says_that_the_raster_is_resampled(
+    job: MatchJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (warned,) = [event for event in run(replace(job, source=coarse(job, tmp_path))) if isinstance(event, Warned)]
+    assert "resampled" in warned.message
+
+
+def coarse(job: MatchJob, folder: Path) -> Source:
+    """The raster of the job with pixels twice as large as the model knows; its labels lie on a quarter of it."""
+    import rasterio
+    from affine import Affine
+
+    path = folder / "coarse.tif"
+    with rasterio.open(job.source.path) as raster:
+        profile = raster.profile | {"transform": raster.transform @ Affine.scale(2)}
+        with rasterio.open(path, "w", **profile) as written:
+            written.write(raster.read())
+    return Source(str(path))
+
+
+def test_an_error_leaves_what_was_there(job: MatchJob, tmp_path: Path) -> None:
+    Path(job.output).write_text("of another run")
+    with pytest.raises(LabelsInvalid, match="no labels at"):
+        run(replace(job, labels=str(tmp_path / "nothing.gpkg")))
+    assert Path(job.output).read_text() == "of another run"
+    assert [path.name for path in tmp_path.iterdir()] == ["matched.onnx"]
+
+
+def test_the_output_takes_the_place_of_none_of_its_inputs_but_the_model(job: MatchJob, tmp_path: Path) -> None:
+    for path in (job.labels, job.source.path):
+        before = Path(path).read_bytes()
+        with pytest.raises(OutputIsOtherKind):
+            run(replace(job, output=path))
+        assert Path(path).read_bytes() == before
+    own = tmp_path / "own.onnx"
+    own.write_bytes(Path(job.model).read_bytes())
+    run(replace(job, model=str(own), output=str(own)))
+    assert read_model(own)[1].building_clusters
+
+
+def test_cancelling_writes_nothing(job: MatchJob, tmp_path: Path) -> None:
+    cancellation = Cancellation()
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Progress):
+            cancellation.request()
+
+    with pytest.raises(Cancelled):
+        match_job.run(job, emit, cancellation)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cancelling_the_process_ends_it_at_once(job: MatchJob, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(job.to_json())
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-X", "utf8", "-u", ENGINE, tmp_path / "job.json"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    while not isinstance(decode(process.stdout.readline()), Started):
+        pass
+    process.stdin.write("cancel\n")
+    process.stdin.flush()
+    asked = time.monotonic()
+    last = [decode(line) for line in process.stdout][-1]
+    process.wait()
+    assert isinstance(last, Failed)
+    assert (last.code, process.returncode) == (Cancelled.code, Cancelled.exit_status)
+    assert time.monotonic() - asked < 5
+    assert [path.name for path in tmp_path.iterdir()] == ["job.json"]
