@@ -69,7 +69,7 @@ class Plugin:
 
     def _show_matching(self) -> None:
         """In Processing's own dialog; what it makes is the model of the next extraction."""
-        import processing
+        from qgis import processing
 
         results = processing.execAlgorithmDialog("iic:matchclusters")
         if results and OUTPUT in results:

@@ -88,7 +88,7 @@ def test_the_dialog_is_made_once(iface: Any) -> None:
 @pytest.mark.parametrize("results", [{"OUTPUT": "/models/mine.onnx"}, {}, None])
 def test_the_model_that_was_matched_is_used_next(iface: Any, monkeypatch: pytest.MonkeyPatch, results: Any) -> None:
     opened = []
-    monkeypatch.setattr("processing.execAlgorithmDialog", lambda name: opened.append(name) or results)
+    monkeypatch.setattr("qgis.processing.execAlgorithmDialog", lambda name: opened.append(name) or results)
     plugin = qgis_iic.classFactory(iface)
     plugin.initGui()
     iface.mainWindow().findChild(QAction, MATCH_ACTION_NAME).trigger()
