@@ -27,17 +27,21 @@ def _main(arguments: list[str]) -> int:
     from qgis_iic.engine.cancellation import Cancellation
     from qgis_iic.engine.service import main
     from qgis_iic.protocol.events import Emit, Result
-    from qgis_iic.protocol.job import AnyJob, MatchJob
+    from qgis_iic.protocol.job import AnyJob, EvaluateJob, Job, MatchJob
 
     def work(job: AnyJob, emit: Emit, cancellation: Cancellation) -> Result:
         """Imports what this kind of job needs and nothing more."""
-        if isinstance(job, MatchJob):
-            from qgis_iic.training import match_job
+        if isinstance(job, Job):
+            from qgis_iic.engine import pipeline
 
-            return match_job.run(job, emit, cancellation)
-        from qgis_iic.engine import pipeline
+            return pipeline.run(job, emit, cancellation)
+        if isinstance(job, MatchJob | EvaluateJob):
+            from qgis_iic.training import labelled_job
 
-        return pipeline.run(job, emit, cancellation)
+            return labelled_job.run(job, emit, cancellation)
+        from qgis_iic.training import train_job
+
+        return train_job.run(job, emit, cancellation)
 
     return main(arguments, work)
 

@@ -80,7 +80,7 @@ def test_what_qgis_loads_runs_on_the_python_that_it_brings(part: str) -> None:
                 assert not types, where
 
 
-@pytest.mark.parametrize("module", ["engine.pipeline", "training.match_job"])
+@pytest.mark.parametrize("module", ["engine.pipeline", "training.labelled_job"])
 def test_the_engine_loads_neither_qgis_nor_torch(module: str) -> None:
     program = (
         f"import sys, qgis_iic.engine.service, qgis_iic.{module};"

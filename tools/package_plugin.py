@@ -21,7 +21,7 @@ LIMIT = 25_000_000
 MODULES = ("__init__.py", "engine_main.py")
 PARTS = ("protocol", "engine", "training", "plugin")
 RESOURCES = ("*.svg", "*.qml", "*.qm", "*.html")
-MODELS = ("*.onnx", "*.md")
+MODELS = ("*.onnx", "*.md", "iic_*.toml")
 
 _TIME = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o100644 << 16

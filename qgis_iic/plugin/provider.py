@@ -6,9 +6,11 @@ from qgis.core import QgsProcessingProvider
 from qgis.PyQt.QtGui import QIcon
 
 from qgis_iic.plugin import resource_paths
+from qgis_iic.plugin.algorithms.evaluate_buildings import EvaluateBuildings
 from qgis_iic.plugin.algorithms.extract_buildings import ExtractBuildings
 from qgis_iic.plugin.algorithms.match_clusters import MatchClusters
 from qgis_iic.plugin.algorithms.segment_raster import SegmentRaster
+from qgis_iic.plugin.algorithms.train_segmenter import TrainSegmenter
 from qgis_iic.plugin.translation import tr
 
 
@@ -32,6 +34,5 @@ class Provider(QgsProcessingProvider):
         return ["tif", "tiff"]
 
     def loadAlgorithms(self) -> None:
-        self.addAlgorithm(ExtractBuildings())
-        self.addAlgorithm(SegmentRaster())
-        self.addAlgorithm(MatchClusters())
+        for algorithm in (ExtractBuildings, SegmentRaster, TrainSegmenter, MatchClusters, EvaluateBuildings):
+            self.addAlgorithm(algorithm())

@@ -26,6 +26,11 @@ def default_model() -> str:
     return str(root() / "models" / "iic_rgb.onnx")
 
 
+def default_recipe() -> str:
+    """Of `iic train`: what made the default model."""
+    return str(root() / "models" / "iic_rgb.toml")
+
+
 def engine_script() -> str:
     """What the engine's interpreter runs."""
     return str(PACKAGE / "engine_main.py")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Union
 
 from qgis_iic.protocol.errors import EventInvalid
@@ -21,9 +21,10 @@ class Started:
     """The model is loaded and the first tile comes next.
 
     Attributes:
-        provider: the ONNX Runtime execution provider that really bound, such as `CPUExecutionProvider`.
-        model: path of the model file that is run.
-        tiles: number of tiles of all sources together.
+        provider: the ONNX Runtime execution provider that really bound, such as `CPUExecutionProvider`; of a training,
+            the device.
+        model: path of the model file that is run, or made.
+        tiles: number of tiles of all sources together, or of steps.
         version: of this protocol.
     """
 
@@ -36,11 +37,11 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """Tiles that are through.
+    """Tiles or steps that are through.
 
     Attributes:
-        source: path of the raster that is worked on.
-        done, total: tiles of all sources together.
+        source: path of the raster that is worked on, or of what is trained.
+        done, total: tiles of all sources together, or steps of a training.
         remaining: estimate of the seconds to the end of the run.
     """
 
@@ -81,15 +82,17 @@ class Result:
     """The output is complete under its name.
 
     Attributes:
-        output: path of the GeoPackage or GeoTIFF.
-        layers: what was written into the GeoPackage; empty for `segment`.
+        output: path of the GeoPackage, the GeoTIFF, the model or the report.
+        layers: what was written into the GeoPackage; empty for all but `extract`.
         seconds: wall time of each stage, by its name.
+        figures: of a matching or an evaluation, by their name.
     """
 
     kind: ClassVar[str] = "result"
     output: str
     layers: tuple[Layer, ...]
     seconds: dict[str, float]
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def decode(line: str) -> Event:
     try:
         record: dict[str, Any] = json.loads(line)
         kind = _KINDS[record["event"]]
-        known = {field.name: record[field.name] for field in fields(kind) if field.name in record}
+        known = {each.name: record[each.name] for each in fields(kind) if each.name in record}
         if kind is Result:
             known["layers"] = tuple(Layer(**layer) for layer in known["layers"])
         return kind(**known)

@@ -149,7 +149,61 @@ class MatchJob(_JobFile):
         _check_match(self)
 
 
-AnyJob = Union[Job, MatchJob]
+@dataclass(frozen=True)
+class TrainJob(_JobFile):
+    """Training of a model without labels, and its export.
+
+    Attributes:
+        sources: the rasters, at least one.
+        recipe: path of a training configuration (TOML), whose imagery is replaced by the sources.
+        output: the ONNX file to write.
+        gsd: ground sampling distance to train at, in metres; None for the recipe's.
+        steps: None for the recipe's.
+        task: which kind of job this is.
+        id: names the scratch folder of the run.
+    """
+
+    sources: tuple[Source, ...]
+    recipe: str
+    output: str
+    gsd: float | None = None
+    steps: int | None = None
+    task: Literal["train"] = "train"
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        """Raises JobInvalid where a rule is broken."""
+        _check_train(self)
+
+
+@dataclass(frozen=True)
+class EvaluateJob(_JobFile):
+    """Scoring a model on labels.
+
+    Attributes:
+        source, labels, model, area: as of `MatchJob`.
+        output: the HTML file to write.
+        task: which kind of job this is.
+        id: names the scratch folder of the run.
+    """
+
+    source: Source
+    labels: str
+    model: str
+    output: str
+    area: str | None = None
+    task: Literal["evaluate"] = "evaluate"
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        """Raises JobInvalid where a rule is broken."""
+        _check_labelled(self)
+
+
+AnyJob = Union[Job, MatchJob, TrainJob, EvaluateJob]
+
+_KINDS: dict[object, type[AnyJob]] = {"match": MatchJob, "train": TrainJob, "evaluate": EvaluateJob}
+"""By task; all others are a `Job`."""
 
 
 def read_job(text: str) -> AnyJob:
@@ -170,14 +224,14 @@ def read_job(text: str) -> AnyJob:
             f"The job file has version {version}, this engine reads version {VERSION}: "
             "the plugin and the engine must come from the same release."
         )
-    job: AnyJob
-    if record.get("task") == "match":
-        job = _construct(MatchJob, record | {"source": _construct(Source, record.get("source"))})
-        return job
-    sources = record.get("sources")
-    if not isinstance(sources, list):
-        raise JobInvalid("The job's `sources` is not a list.")
-    job = _construct(Job, record | {"sources": tuple(_construct(Source, source) for source in sources)})
+    if "source" in record:
+        record["source"] = _construct(Source, record["source"])
+    if "sources" in record:
+        if not isinstance(record["sources"], list):
+            raise JobInvalid("The job's `sources` is not a list.")
+        record["sources"] = tuple(_construct(Source, source) for source in record["sources"])
+    task = record.get("task")
+    job: AnyJob = _construct(_KINDS.get(task, Job) if isinstance(task, str) else Job, record)
     return job
 
 
@@ -242,12 +296,26 @@ def _check(job: Job) -> None:
 
 
 def _check_match(job: MatchJob) -> None:
-    _check_choice("task", job.task, Literal["match"])
     _check_choice("objective", job.objective, Objective)
     _check_choice("head", job.head, Head)
+    _check_labelled(job)
+
+
+def _check_labelled(job: MatchJob | EvaluateJob) -> None:
     _check_texts(job, "labels", "model", "output", "id")
     _require(job.area is None or (isinstance(job.area, str) and job.area != ""), "`area` must be a text")
     _check_source(job.source, job.task)
+
+
+def _check_train(job: TrainJob) -> None:
+    _check_texts(job, "recipe", "output", "id")
+    _require(len(job.sources) > 0, "`sources` must name at least one raster")
+    _require(
+        job.gsd is None or (_is_number(job.gsd) and 0 < job.gsd < float("inf")), "`gsd` must be a number of metres"
+    )
+    _require(job.steps is None or _is_count(job.steps), "`steps` must be a positive whole number")
+    for source in job.sources:
+        _check_source(source, job.task)
 
 
 def _check_texts(job: AnyJob, *names: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 PYTHON = (3, 11)
 LIBRARIES = (
     "affine>=3.0",
@@ -17,8 +19,11 @@ LIBRARIES = (
     "shapely>=2.1",
 )
 
+TRAINING = ("lightning-fabric>=2.6", "torch>=2.4")
+"""What training and evaluation need beside these: a gigabyte or more."""
 
-def install_command(python: str = "python") -> str:
+
+def install_command(python: str = "python", libraries: Sequence[str] = LIBRARIES) -> str:
     """For the shells of all systems, with the interpreter at the path `python`."""
     quoted = f'"{python}"' if " " in python else python  # PowerShell takes what begins with a quote for a text
-    return f"{quoted} -m pip install " + " ".join(f'"{library}"' for library in LIBRARIES)
+    return f"{quoted} -m pip install " + " ".join(f'"{library}"' for library in libraries)

@@ -13,7 +13,7 @@ from qgis_iic.training.evaluation import FILE, Setting, evaluate, prediction
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.pictures import Example, choose_examples
 from qgis_iic.training.places import Place, Protocol
-from qgis_iic.training.regions import Region, RegionReader, RegionSource
+from qgis_iic.training.regions import Advance, Region, RegionReader, RegionSource, ignore
 from qgis_iic.training.supervised import Supervised, train_supervised
 
 Tell = Callable[[str], None]
@@ -41,6 +41,7 @@ def run_benchmark(
     tell: Tell = lambda text: None,
     baselines: bool = True,
     supervised_steps: int | None = None,
+    advance: Advance = ignore,
 ) -> Benchmark:
     """Scores a model file by a protocol, beside the baselines or, where models are compared, for itself.
 
@@ -50,6 +51,7 @@ def run_benchmark(
         tell: told what is being done.
         baselines: whether they are scored as well.
         supervised_steps: of the supervised network, which is trained for each draw and is slow; None leaves it out.
+        advance: is told of the tiles that the network is through with.
 
     Raises:
         IicError: see `model_file.read_model`, `regions.RegionReader`, `evaluation.evaluate` and
@@ -61,7 +63,7 @@ def run_benchmark(
     for place in protocol.places:
         for source in (*place.match, *place.score):
             tell(f"Network on {source.imagery}")
-            regions[source] = reader.read(source)
+            regions[source] = reader.read(source, advance)
 
     @cache  # the settings that match on the same place share its networks
     def supervised(place: Place) -> Supervised | None:

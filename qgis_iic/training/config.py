@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
+from qgis_iic.protocol.job import names_a_file
 from qgis_iic.protocol.model_metadata import NODATA
 from qgis_iic.training.network import CHANNELS, STRIDE, halo
 from qgis_iic.training.smoothness import Difference
@@ -169,10 +170,13 @@ class ImagerySource:
     """Rasters of one place.
 
     Attributes:
-        path: below the data folder; `*` and `?` name several rasters.
+        path: below the data folder, where `*` and `?` name several rasters; or absolute, or anything else that GDAL
+            opens.
         bands: 1-based, in the order of the configuration's band names.
         share: of the chips that come from here, relative to the other sources.
         place, licence, attribution: for the model's card.
+        window: column, row, width and height of the part that is used, in pixels of the raster; all of it without.
+        crs: WKT or `AUTHORITY:CODE` that overrides the raster's own.
     """
 
     path: str
@@ -181,13 +185,26 @@ class ImagerySource:
     place: str = ""
     licence: str = ""
     attribution: str = ""
+    window: tuple[int, ...] | None = None
+    crs: str | None = None
 
-    def files(self, data: Path) -> list[Path]:
+    def __post_init__(self) -> None:
+        sides = self.window is None or (len(self.window) == 4 and min(self.window[2:]) > 0)
+        _require(sides, "imagery.window must be column, row, width, height")
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the path does not depend on the data folder."""
+        return Path(self.path).is_absolute() or not names_a_file(self.path)
+
+    def files(self, data: Path) -> list[str]:
         """Raises SourceNotFound where the folder holds no such raster."""
+        if self.is_elsewhere:
+            return [self.path]
         found = sorted(data.glob(self.path))
         if not found:
             raise SourceNotFound(f"There is no imagery {self.path} in {data}. Name the folder that holds it: --data.")
-        return found
+        return list(map(str, found))
 
 
 @dataclass(frozen=True)
@@ -322,6 +339,8 @@ _TYPES: dict[str, Callable[[object], bool]] = {
     "float": _is_number,
     "str": lambda value: isinstance(value, str),
     "tuple[int, ...]": _all(_is_whole),
+    "tuple[int, ...] | None": lambda value: value is None or _all(_is_whole)(value),
+    "str | None": lambda value: value is None or isinstance(value, str),
     "tuple[float, float]": _all(_is_number),
     "tuple[str, ...]": _all(lambda value: isinstance(value, str)),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from qgis_iic import __version__
 from qgis_iic.protocol.errors import ModelInvalid
 from qgis_iic.protocol.model_metadata import (
     BUILDING_CLUSTERS_INPUT,
@@ -75,8 +76,11 @@ def export(checkpoint_path: Path, output: Path) -> ModelMetadata:
 def describe(checkpoint: Checkpoint, config: TrainingConfig, checksum: str) -> ModelMetadata:
     """The model's metadata before matching."""
     mean, std = checkpoint.moments
-    settings = config.to_record()
-    del settings["data"]  # a folder of the machine that trained
+    imagery = [
+        replace(source, path=Path(source.path).name) if source.is_elsewhere else source for source in config.imagery
+    ]
+    settings = replace(config, imagery=tuple(imagery)).to_record()
+    del settings["data"]  # a folder of the machine that trained, as those of absolute paths are
     return ModelMetadata(
         name=config.name,
         bands=config.bands,
@@ -91,7 +95,7 @@ def describe(checkpoint: Checkpoint, config: TrainingConfig, checksum: str) -> M
         clusters=config.network.clusters,
         classes=config.network.classes,
         training={
-            "imagery": [asdict(source) for source in config.imagery],
+            "imagery": [asdict(source) for source in imagery],
             "config": settings,
             "steps": checkpoint.step,
             "seconds": round(checkpoint.seconds),
@@ -99,7 +103,7 @@ def describe(checkpoint: Checkpoint, config: TrainingConfig, checksum: str) -> M
             "last_step": checkpoint.measures,
         },
         versions={
-            "qgis_iic": version("qgis-iic"),
+            "qgis_iic": __version__,
             "torch": version("torch"),
             "onnx": version("onnx"),
             "python": platform.python_version(),

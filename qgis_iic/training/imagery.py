@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qgis_iic.engine.raster import GridReader, open_raster, working_grid
-from qgis_iic.engine.tiling import Window
+from qgis_iic.engine.tiling import Window, clip
 from qgis_iic.protocol.errors import DiskFull, OutputNotWritable, SourceUnsuitable
-from qgis_iic.training.config import TrainingConfig
+from qgis_iic.training.config import ImagerySource, TrainingConfig
 from qgis_iic.training.pairs import usable_ground
 
 READ_SIZE = 1024
@@ -31,6 +31,8 @@ PLACES_PER_CHIP = 4
 INDEX_NAME = "scenes.json"
 DTYPE = "uint8"
 """Of the rasters whose raw values are taken as they are; others are brought to the moments of these."""
+MEAN, DEVIATION = 128.0, 48.0
+"""What all others are brought to where there are none of these."""
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -67,33 +69,31 @@ class Chips(NamedTuple):
 
 
 def write_scenes(
-    config: TrainingConfig, halo: int, folder: Path, progress: Callable[[Path], None] = lambda path: None
+    config: TrainingConfig, halo: int, folder: Path, progress: Callable[[str], None] = lambda path: None
 ) -> None:
     """Brings all imagery of a configuration into `folder`, for `open_scenes`.
 
     Raises:
-        SourceNotFound, SourceNotRaster, SourceCorrupt, SourceUnsuitable: see `engine.raster`; also where no raster
-            has 8-bit pixels.
+        SourceNotFound, SourceNotRaster, SourceCorrupt, SourceUnsuitable, WindowOutside: see `engine.raster`.
         DiskFull, OutputNotWritable: the folder has not enough room, or can't be written to.
     """
     listed = [
-        (path, source.bands, source.share / len(files))
+        (path, source, source.share / len(files))
         for source in config.imagery
         for files in [source.files(Path(config.data))]
         for path in files
     ]
     plain = [entry for entry in listed if _dtype(entry[0]) == DTYPE]
-    if not plain:
-        raise SourceUnsuitable("None of the training imagery has 8-bit pixels, which set the model's value range.")
     ordered = sorted(listed, key=lambda entry: entry not in plain)
     sums: list[_Sums] = []
     moments: Moments | None = None
     try:
-        for number, (path, bands, share) in enumerate(ordered):
+        for number, (path, source, share) in enumerate(ordered):
             if number == len(plain):
-                moments = _moments(sums)
+                count = len(config.bands)
+                moments = _moments(sums) if plain else ((MEAN,) * count, (DEVIATION,) * count)
             progress(path)
-            sums.append(_write_scene(path, bands, share, config.gsd, halo, moments, _files(folder, number)))
+            sums.append(_write_scene(path, source, share, config.gsd, halo, moments, _files(folder, number)))
         index = {"shares": [share for _, _, share in ordered], "moments": moments or _moments(sums)}
         (folder / INDEX_NAME).write_text(json.dumps(index), encoding="utf-8")
     except OSError as error:
@@ -118,7 +118,7 @@ def _files(folder: Path, number: int) -> list[Path]:
     return [folder / f"{number}_{name}.npy" for name in ("values", "valid", "usable")]
 
 
-def _dtype(path: Path) -> str:
+def _dtype(path: str) -> str:
     with open_raster(path) as raster:
         return raster.dtype
 
@@ -133,19 +133,22 @@ class _Sums(NamedTuple):
 
 
 def _write_scene(
-    path: Path,
-    bands: tuple[int, ...],
+    path: str,
+    source: ImagerySource,
     share: float,
     gsd: float,
     halo: int,
     moments: Moments | None,
     files: Sequence[Path],
 ) -> _Sums:
-    with open_raster(path) as raster:
+    bands = source.bands
+    with open_raster(path, source.crs) as raster:
         grid = working_grid(raster, gsd=gsd, gsd_range=(gsd, gsd))
         reader = GridReader(raster, grid, bands=bands, moments=moments)
-        shape = (grid.height, grid.width)
-        _check_room(files[0].parent, grid.height * grid.width * (len(bands) * np.dtype(np.float16).itemsize + 2))
+        whole = Window(0, 0, raster.width, raster.height)
+        part = grid.from_source(clip(Window(*source.window), raster.width, raster.height) if source.window else whole)
+        shape = (part.height, part.width)
+        _check_room(files[0].parent, part.height * part.width * (len(bands) * np.dtype(np.float16).itemsize + 2))
         values, valid, usable = (
             np.lib.format.open_memmap(file, "w+", dtype, (*leading, *shape))
             for file, dtype, leading in zip(
@@ -154,8 +157,9 @@ def _write_scene(
         )
         total, squares, pixels = np.zeros(len(bands)), np.zeros(len(bands)), 0
         for window in _windows(*shape, READ_SIZE):
-            rows, cols = window.slices_in(Window(0, 0, grid.width, grid.height))
-            values[:, rows, cols], valid[rows, cols] = reader.read(window)
+            rows, cols = window.slices_in(Window(0, 0, part.width, part.height))
+            asked = Window(part.col + window.col, part.row + window.row, window.width, window.height)
+            values[:, rows, cols], valid[rows, cols] = reader.read(asked)
             seen = values[:, rows, cols][:, valid[rows, cols]].astype(np.float64)
             total += seen.sum(axis=1)
             squares += (seen**2).sum(axis=1)

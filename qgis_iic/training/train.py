@@ -50,7 +50,7 @@ def train(
     resume: bool = False,
     minutes: float = math.inf,
     report: Report = lambda step, measures: None,
-    reading: Callable[[Path], None] = lambda path: None,
+    reading: Callable[[str], None] = lambda path: None,
 ) -> Path:
     """Trains until the held-out loss no longer falls, the configured step is reached or `minutes` are over.
 
@@ -244,7 +244,7 @@ def read_log(path: Path) -> list[Row]:
 
 @contextmanager
 def _imagery(
-    config: TrainingConfig, run: Path, fabric: Fabric, reading: Callable[[Path], None]
+    config: TrainingConfig, run: Path, fabric: Fabric, reading: Callable[[str], None]
 ) -> Iterator[tuple[list[Scene], Moments]]:
     """The scenes, in a folder that is removed at the end; the first process writes it."""
     folder = run / IMAGERY_NAME

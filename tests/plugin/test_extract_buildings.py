@@ -175,7 +175,7 @@ def test_results_count_the_buildings_and_name_the_layers(
         "AREA": 301.0,
     }
     assert feedback.progress() == 50
-    assert "scene.tif: 2 of 4 tiles, about 1:15 min to go" in feedback.textLog()
+    assert "scene.tif: 2 of 4, about 1:15 min to go" in feedback.textLog()
 
 
 def test_layers_are_loaded_in_a_group_of_the_run(

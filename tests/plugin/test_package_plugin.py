@@ -27,7 +27,13 @@ def tree(project_folder: Path, tmp_path: Path) -> Path:
         shutil.copytree(project_folder / folder, root / folder)
     for name in ("LICENSE", "metadata.txt"):
         shutil.copy(project_folder / name, root)
-    for path in ("models/iic_rgb.onnx", "models/iic_rgb.md", "models/iic_rgb.toml", "qgis_iic/engine/notes.txt"):
+    for path in (
+        "models/iic_rgb.onnx",
+        "models/iic_rgb.md",
+        "models/iic_rgb.toml",
+        "models/places.toml",
+        "qgis_iic/engine/notes.txt",
+    ):
         (root / path).parent.mkdir(exist_ok=True)
         (root / path).write_text("x")
     return root
@@ -43,12 +49,12 @@ def test_one_top_folder_with_the_parts_of_the_plugin(tool: ModuleType, tree: Pat
     assert {
         "__init__.py", "engine_main.py", "metadata.txt", "LICENSE", "protocol/job.py", "engine/pipeline.py",
         "plugin/plugin.py", "resources/icons/iic.svg", "resources/styles/buildings.qml", "models/iic_rgb.onnx",
-        "models/iic_rgb.md",
+        "models/iic_rgb.md", "models/iic_rgb.toml", "training/labelled_job.py",
     } <= inside  # fmt: skip
     folders = {name.split("/")[0] for name in inside if "/" in name}
     assert folders == {"protocol", "engine", "training", "plugin", "resources", "models"}
-    assert {Path(name).suffix for name in inside} == {"", ".py", ".txt", ".svg", ".qml", ".onnx", ".md"}
-    assert "engine/notes.txt" not in inside
+    assert {Path(name).suffix for name in inside} == {"", ".py", ".txt", ".svg", ".qml", ".onnx", ".md", ".toml"}
+    assert inside.isdisjoint({"engine/notes.txt", "models/places.toml"})
 
 
 def test_the_same_sources_make_the_same_bytes(tool: ModuleType, tree: Path, tmp_path: Path) -> None:

@@ -10,7 +10,16 @@ import pytest
 
 from qgis_iic.protocol.errors import ERRORS, DiskFull, EventInvalid, IicError, JobInvalid, ModelInvalid, error_of
 from qgis_iic.protocol.events import Event, Failed, Layer, Progress, Result, Started, Warned, decode, encode
-from qgis_iic.protocol.job import AnyJob, Job, MatchJob, Source, layer_names, read_job
+from qgis_iic.protocol.job import (
+    AnyJob,
+    EvaluateJob,
+    Job,
+    MatchJob,
+    Source,
+    TrainJob,
+    layer_names,
+    read_job,
+)
 from qgis_iic.protocol.model_metadata import KEY, ModelMetadata
 
 JOB = Job(
@@ -54,7 +63,11 @@ MATCH = MatchJob(
 )
 
 
-@pytest.mark.parametrize("job", [JOB, MATCH])
+TRAIN = TrainJob((Source("/data/a.tif", window=(5, 6, 70, 80)),), "/models/m.toml", "/models/mine.onnx", 0.5, 300)
+EVALUATE = EvaluateJob(Source("/data/a.tif"), "/data/roofs.gpkg", "/models/m.onnx", "/out/report.html")
+
+
+@pytest.mark.parametrize("job", [JOB, MATCH, TRAIN, EVALUATE])
 def test_a_job_survives_its_file(job: AnyJob) -> None:
     assert read_job(job.to_json()) == job
 
@@ -77,6 +90,15 @@ def test_a_job_survives_its_file(job: AnyJob) -> None:
 def test_a_matching_that_breaks_a_rule_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(JobInvalid):
         read_job(json.dumps(json.loads(MATCH.to_json()) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"sources": []}, {"sources": None}, {"recipe": ""}, {"gsd": 0}, {"gsd": "fine"}, {"steps": 0.5}, {"task": ["a"]}],
+)
+def test_a_training_that_breaks_a_rule_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(JobInvalid):
+        read_job(json.dumps(json.loads(TRAIN.to_json()) | changes))
 
 
 def test_the_scratch_folder_lies_beside_the_output_and_is_the_jobs_own() -> None:
@@ -129,6 +151,7 @@ def test_what_is_no_job_file_is_refused(text: str) -> None:
         Progress("/a.tif", 3, 12, 4.5),
         Warned("no reference system\nat all"),
         Result("/o.gpkg", (Layer("/a.tif", "a", 5, 682.3),), {"read": 1.5}),
+        Result("/o.onnx", (), {"match": 1.5}, {"iou": 0.7}),
         Failed("disk-full", "no room for «buildings»"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,10 +61,35 @@ def test_other_types_are_brought_to_the_moments_of_the_8_bit_imagery(tmp_path: P
     assert wide.values.astype(np.float64).std(axis=(1, 2)) == pytest.approx(std, rel=1e-3)
 
 
-def test_imagery_without_8_bit_pixels_is_refused(tmp_path: Path) -> None:
-    write_raster(tmp_path / "scene.tif", village()[0].astype(np.uint16))
-    with pytest.raises(SourceUnsuitable, match="8-bit"):
-        load_scenes(load_config(write_config(tmp_path)), halo=4, folder=tmp_path)
+def test_imagery_without_8_bit_pixels_is_brought_to_their_range(tmp_path: Path) -> None:
+    write_raster(tmp_path / "scene.tif", village()[0].astype(np.uint16) * 9)
+    (scene,), (mean, std) = load_scenes(load_config(write_config(tmp_path)), halo=4, folder=tmp_path)
+    assert 100 < min(mean) <= max(mean) < 156
+    assert scene.values.astype(np.float64).mean(axis=(1, 2)) == pytest.approx(mean, rel=1e-2)
+    assert 40 < min(std) <= max(std) < 60
+    assert scene.values.max() > 150
+
+
+def test_a_part_of_a_scene_is_that_part_of_the_whole(tmp_path: Path) -> None:
+    write_village(tmp_path)
+    config = load_config(write_config(tmp_path))
+    (whole,), _ = load_scenes(config, halo=4, folder=tmp_path)
+    source = replace(config.imagery[0], path=str(tmp_path / "scene.tif"), window=(40, 16, 96, 64))
+    (tmp_path / "part").mkdir()
+    (part,), _ = load_scenes(replace(config, data="/nowhere", imagery=(source,)), halo=4, folder=tmp_path / "part")
+    # All pixels that it touches: 0.3 m of the projection are not quite that on the ground.
+    np.testing.assert_array_equal(part.values, whole.values[:, 16:81, 40:137])
+    np.testing.assert_array_equal(part.valid, whole.valid[16:81, 40:137])
+
+
+def test_a_crs_takes_the_place_of_the_raster_s_own(tmp_path: Path) -> None:
+    write_village(tmp_path)
+    config = load_config(write_config(tmp_path))
+    source = replace(config.imagery[0], crs="EPSG:3857")
+    (tmp_path / "other").mkdir()
+    (moved,), _ = load_scenes(replace(config, imagery=(source,)), halo=4, folder=tmp_path / "other")
+    # Mercator metres are shorter on the ground, so that 0.3 of them are finer than the training's 0.3 m.
+    assert moved.valid.shape[0] < 160
 
 
 def test_chips_hold_enough_usable_ground() -> None:

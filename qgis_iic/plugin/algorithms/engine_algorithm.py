@@ -88,7 +88,8 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     def prepareAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> bool:
-        model = self.parameterAsFile(parameters, MODEL, context)
+        # Without a parameter for it, as in training, the pixels of map services are those of the plugin's own model.
+        model = self.parameterAsFile(parameters, MODEL, context) or resource_paths.default_model()
         extent = self._extent(parameters, context)
         try:
             self._readings = [
@@ -122,7 +123,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         return self.results(result, context, feedback)
 
     def addModelParameters(self) -> None:
-        """The parameters that say what of the rasters is read, and by which model."""
+        """The model, and the parameters that say what of the rasters it sees."""
         self.addParameter(
             documented(
                 QgsProcessingParameterFile(
@@ -134,6 +135,10 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                 tr("ONNX model made by this project. By default the three-band model that comes with the plugin."),
             )
         )
+        self.addReadingParameters()
+
+    def addReadingParameters(self) -> None:
+        """The parameters that say what of the rasters is read."""
         self.addParameter(
             documented(
                 QgsProcessingParameterExtent(EXTENT, tr("Extent"), optional=True),

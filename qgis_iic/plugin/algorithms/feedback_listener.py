@@ -47,7 +47,7 @@ class FeedbackListener:
 
 
 def _text(progress: Progress) -> str:
-    text = tr("{name}: {done} of {total} tiles").format(
+    text = tr("{name}: {done} of {total}").format(
         name=PurePath(progress.source).name, done=progress.done, total=progress.total
     )
     if progress.remaining is None or progress.remaining < 1:

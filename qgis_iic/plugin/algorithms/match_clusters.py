@@ -6,45 +6,31 @@ from pathlib import Path
 from typing import Any, get_args
 
 from qgis.core import (
-    Qgis,
-    QgsFeature,
-    QgsFeatureRequest,
-    QgsFeatureSource,
-    QgsFields,
-    QgsMapLayer,
     QgsProcessingContext,
-    QgsProcessingFeatureSource,
     QgsProcessingFeedback,
     QgsProcessingOutputNumber,
     QgsProcessingParameterEnum,
-    QgsProcessingParameterFeatureSource,
     QgsProcessingParameterFileDestination,
-    QgsProcessingParameterRasterLayer,
-    QgsProcessingUtils,
-    QgsVectorFileWriter,
 )
 
-from qgis_iic.plugin.algorithms.engine_algorithm import INPUT, MODEL, OUTPUT, EngineAlgorithm, advanced, documented
+from qgis_iic.plugin.algorithms.engine_algorithm import MODEL, OUTPUT, advanced, documented
+from qgis_iic.plugin.algorithms.labelled_algorithm import LabelledAlgorithm
 from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.model_file import read_metadata
 from qgis_iic.plugin.translation import tr
-from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.events import Result
 from qgis_iic.protocol.job import Head, MatchJob, Objective
 from qgis_iic.protocol.model_metadata import ModelMetadata
 
-LABELS = "LABELS"
-AREA = "AREA"
 HEAD = "HEAD"
 OBJECTIVE = "OBJECTIVE"
 IOU = "IOU"
 ACCURACY = "ACCURACY"
 
-_ATTRIBUTE = "building"
 _HEADS: dict[Head, str] = {"probe": "a linear classifier on the network's features", "clusters": "the clusters alone"}
 
 
-class MatchClusters(EngineAlgorithm):
+class MatchClusters(LabelledAlgorithm):
     """A few examples decide; the weights of the network stay as they are."""
 
     def name(self) -> str:
@@ -71,13 +57,7 @@ class MatchClusters(EngineAlgorithm):
         )
 
     def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
-        self.addParameter(
-            documented(
-                QgsProcessingParameterRasterLayer(INPUT, tr("Raster layer")),
-                tr("Imagery that the examples lie on. A file, or the layer of a map service together with an extent."),
-            )
-        )
-        self._add_label_parameters()
+        self.addLabelParameters()
         self.addModelParameters()
         self._add_matching_parameters()
         self.addParameter(
@@ -97,63 +77,22 @@ class MatchClusters(EngineAlgorithm):
             return False, tr("The output must be a model: give it a name that ends in .onnx.")
         return True, ""
 
-    def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
-        return [self.parameterAsRasterLayer(parameters, INPUT, context)]
-
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> MatchJob:
         (source,) = self.sources(parameters, context, readings)
         return MatchJob(
             source=source,
-            labels=self._written(parameters, LABELS, context) or "",
-            area=self._written(parameters, AREA, context),
             model=str(Path(self.parameterAsFile(parameters, MODEL, context)).absolute()),
             output=str(Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).absolute()),
             objective=self.parameterAsEnumString(parameters, OBJECTIVE, context),
             head=list(_HEADS)[self.parameterAsEnum(parameters, HEAD, context)],
+            **self.labelFields(parameters, context),
         )
 
     def results(self, result: Result, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
         metadata = read_metadata(result.output)
         for line in _found(metadata):
             feedback.pushInfo(line)
-        decisive = metadata.matching.get("head", metadata.matching)
-        return {OUTPUT: result.output, IOU: decisive["iou"], ACCURACY: decisive["accuracy"]}
-
-    def _written(self, parameters: dict[str, Any], name: str, context: QgsProcessingContext) -> str | None:
-        """A file of what the layer holds at this moment, edits that are not saved yet and a selection included.
-
-        Raises:
-            LabelsInvalid: it can't be written.
-        """
-        features = self.parameterAsSource(parameters, name, context)
-        if features is None:
-            return None
-        path = QgsProcessingUtils.generateTempFilename(f"{name.lower()}.gpkg")
-        _write(features, path, context)
-        return path
-
-    def _add_label_parameters(self) -> None:
-        any_kind = [Qgis.ProcessingSourceType.VectorPolygon, Qgis.ProcessingSourceType.VectorPoint]
-        self.addParameter(
-            documented(
-                QgsProcessingParameterFeatureSource(LABELS, tr("Examples"), any_kind),
-                tr(
-                    "Footprints of buildings, with areas; or polygons and points with a field named building that is "
-                    "1 on buildings and 0 on other ground."
-                ),
-            )
-        )
-        self.addParameter(
-            documented(
-                QgsProcessingParameterFeatureSource(
-                    AREA,
-                    tr("Areas within which all buildings are drawn"),
-                    [Qgis.ProcessingSourceType.VectorPolygon],
-                    optional=True,
-                ),
-                tr("Polygons. All in them that is not on a building of the examples counts as other ground."),
-            )
-        )
+        return {OUTPUT: result.output, IOU: result.figures["iou"], ACCURACY: result.figures["accuracy"]}
 
     def _add_matching_parameters(self) -> None:
         self.addParameter(
@@ -184,39 +123,6 @@ class MatchClusters(EngineAlgorithm):
                 )
             )
         )
-
-
-def _write(features: QgsFeatureSource, path: str, context: QgsProcessingContext) -> None:
-    """The geometries, and what says whether they are buildings, as a GeoPackage.
-
-    Raises:
-        LabelsInvalid
-    """
-    fields = QgsFields()
-    index = features.fields().lookupField(_ATTRIBUTE)
-    if index >= 0:
-        fields.append(features.fields().at(index))
-        fields.rename(0, _ATTRIBUTE)
-    writer = QgsVectorFileWriter.create(
-        path,
-        fields,
-        Qgis.WkbType.Unknown,  # layers in memory hold parts and wholes, with and without heights
-        features.sourceCrs(),
-        context.transformContext(),
-        QgsVectorFileWriter.SaveVectorOptions(),
-    )
-    # Outlines that cross themselves cover ground like any other.
-    unchecked = QgsProcessingFeatureSource.Flag.FlagSkipGeometryValidityChecks
-    for feature in features.getFeatures(QgsFeatureRequest(), unchecked):
-        written = QgsFeature(fields)
-        written.setGeometry(feature.geometry())
-        if index >= 0:
-            written.setAttribute(0, feature.attribute(index))
-        writer.addFeature(written)
-    message = writer.errorMessage()
-    del writer  # closes the file
-    if message:
-        raise LabelsInvalid(tr("The examples can't be written to {path}: {reason}").format(path=path, reason=message))
 
 
 def _found(metadata: ModelMetadata) -> list[str]:

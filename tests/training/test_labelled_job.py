@@ -1,4 +1,4 @@
-"""Matching as a job of the engine: in a process of its own, with events, and all or nothing."""
+"""Matching and evaluation as jobs of the engine: in a process of their own, with events, and all or nothing."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import geopandas
 import pytest
+from shapely.geometry import Point
 
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.protocol.errors import Cancelled, LabelsInvalid, OutputIsOtherKind
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, decode
-from qgis_iic.protocol.job import MatchJob, Source
-from qgis_iic.training import match_job
+from qgis_iic.protocol.job import EvaluateJob, MatchJob, Source
+from qgis_iic.training import labelled_job
+from qgis_iic.training.benchmark import run_benchmark
 from qgis_iic.training.building_head import building_head
 from qgis_iic.training.matching import match
 from qgis_iic.training.model_file import read_model
+from qgis_iic.training.places import Draws, Place, Protocol
 from qgis_iic.training.regions import RegionSource
+from tests.rasters import NORTH_UP
 
 ENGINE = Path(__file__).resolve().parents[2] / "qgis_iic" / "engine_main.py"
 
@@ -34,9 +39,9 @@ def job(exported: Path, village_folder: Path, tmp_path: Path) -> MatchJob:
     )
 
 
-def run(job: MatchJob) -> list[Event]:
+def run(job: MatchJob | EvaluateJob) -> list[Event]:
     events: list[Event] = []
-    events.append(match_job.run(job, events.append, Cancellation()))
+    events.append(labelled_job.run(job, events.append, Cancellation()))
     return events
 
 
@@ -65,6 +70,9 @@ def test_the_tiles_that_are_told_of_add_up(job: MatchJob, head: str) -> None:
     assert told[-1].done == told[-1].total
     proto, metadata = read_model(Path(job.output))
     assert metadata.building_clusters
+    assert isinstance(events[-1], Result)
+    decisive = metadata.matching["head"] if head == "probe" else metadata.matching
+    assert events[-1].figures == {"iou": decisive["iou"], "accuracy": decisive["accuracy"]}
     assert (building_head(proto) is not None) == (head == "probe")
 
 
@@ -126,7 +134,7 @@ def test_cancelling_writes_nothing(job: MatchJob, tmp_path: Path) -> None:
             cancellation.request()
 
     with pytest.raises(Cancelled):
-        match_job.run(job, emit, cancellation)
+        labelled_job.run(job, emit, cancellation)
     assert not list(tmp_path.iterdir())
 
 
@@ -149,3 +157,42 @@ def test_cancelling_the_process_ends_it_at_once(job: MatchJob, tmp_path: Path) -
     assert (last.code, process.returncode) == (Cancelled.code, Cancelled.exit_status)
     assert time.monotonic() - asked < 5
     assert [path.name for path in tmp_path.iterdir()] == ["job.json"]
+
+
+def test_an_evaluation_is_that_of_the_command(job: MatchJob, tmp_path: Path) -> None:
+    run(replace(job, head="probe"))
+    evaluation = EvaluateJob(job.source, job.labels, job.output, str(tmp_path / "report.html"))
+    events = run(evaluation)
+    result = events[-1]
+    assert isinstance(result, Result)
+    told = [event for event in events if isinstance(event, Progress)]
+    assert told[-1].done == told[-1].total
+    source = RegionSource(Path(job.source.path), Path(job.labels))
+    rows = run_benchmark(Path(job.output), Protocol((Place("scene", (), (source,)),), "", Draws())).figures
+    (head,) = (row for row in rows["settings"][0]["rows"] if row["method"] == "building head of the file")
+    assert result.figures == {name: mean for name, (mean, _) in head["measures"].items()}
+    assert f"{result.figures['building_iou']:.3f}" in (tmp_path / "report.html").read_text()
+    assert "<img" in (tmp_path / "report.html").read_text()
+
+
+def test_scattered_labels_are_evaluated_by_their_surroundings(
+    job: MatchJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qgis_iic.training.labels.BLOCK", 20)
+    frame = geopandas.GeoDataFrame(
+        {"building": [1, 0]}, geometry=[Point(NORTH_UP @ (15, 15)), Point(NORTH_UP @ (125, 125))], crs="EPSG:32645"
+    )
+    frame.to_file(tmp_path / "points.gpkg")
+    scattered = replace(job, labels=str(tmp_path / "points.gpkg"))
+    run(scattered)
+    result = run(EvaluateJob(job.source, scattered.labels, job.output, str(tmp_path / "report.html")))[-1]
+    assert isinstance(result, Result)
+    assert result.figures["accuracy"] == read_model(Path(job.output))[1].matching["accuracy"]
+
+
+def test_an_evaluation_never_takes_the_place_of_the_model(job: MatchJob, tmp_path: Path) -> None:
+    run(job)
+    before = Path(job.output).read_bytes()
+    with pytest.raises(OutputIsOtherKind):
+        run(EvaluateJob(job.source, job.labels, job.output, job.output))
+    assert Path(job.output).read_bytes() == before

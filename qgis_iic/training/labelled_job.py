@@ -1,0 +1,98 @@
+"""Matching and evaluation as jobs of the engine: with events, cancelled at a tile's notice, and all or nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from qgis_iic.engine.cancellation import Cancellation
+from qgis_iic.engine.clock import Clock
+from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
+from qgis_iic.engine.pipeline import warnings_of
+from qgis_iic.engine.progress import RunProgress
+from qgis_iic.engine.session import Session
+from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.events import Emit, Result, Started, Warned
+from qgis_iic.protocol.job import EvaluateJob, MatchJob
+from qgis_iic.training.matching import match
+from qgis_iic.training.model_file import read_model
+from qgis_iic.training.regions import READINGS, Advance, RegionSource, in_blocks, labelled_plan
+
+
+def run(job: MatchJob | EvaluateJob, emit: Emit, cancellation: Cancellation) -> Result:
+    """Does the job; the output is under its name when this returns, and what was there is untouched when it raises.
+
+    Args:
+        job: what to do.
+        emit: takes the events, the result not among them.
+        cancellation: looked at between tiles.
+
+    Raises:
+        IicError: see `matching.match`, `probe.match_with_probe` and `benchmark.run_benchmark`; also where the output is
+            one of the other files.
+    """
+    clock = Clock()
+    output, model = Path(job.output), Path(job.model)
+    inputs = (job.source.path, job.labels, job.area, job.model if isinstance(job, EvaluateJob) else None)
+    check_is_no_source(job.output, filter(None, inputs))
+    _, metadata = read_model(model)
+    with scratch_folder(job) as scratch:
+        blocks, tiles = in_blocks(_region(job)), 0
+        for block in blocks:
+            with labelled_plan(block, metadata) as (made, _):
+                warnings = list(warnings_of(made, metadata))
+                tiles += made.tiles
+        emit(Started(Session(model).provider, job.model, tiles))
+        for warning in warnings:  # of the raster, and so the same for each of its blocks
+            emit(Warned(warning))
+        with_probe = isinstance(job, MatchJob) and job.head == "probe"
+        progress = RunProgress((READINGS + with_probe) * tiles, clock, emit, cancellation)
+        staged = scratch / output.name
+        with clock.stage(job.task):
+            if isinstance(job, MatchJob):
+                figures = _match(job, staged, progress.of(job.source.path))
+            else:
+                figures = _evaluate(job, blocks, staged, progress.of(job.source.path))
+        progress.check()
+        with write_errors(output):
+            shutil.move(staged, output)
+    return Result(job.output, (), {**clock.seconds, "total": clock.elapsed}, figures)
+
+
+def _region(job: MatchJob | EvaluateJob) -> RegionSource:
+    source = job.source
+    return RegionSource(
+        source.path,
+        Path(job.labels),
+        None if job.area is None else Path(job.area),
+        None if source.window is None else Window(*source.window),
+        source.bands,
+        source.crs,
+    )
+
+
+def _match(job: MatchJob, output: Path, advance: Advance) -> dict[str, float]:
+    """IoU and accuracy of what decides in the result, on the labels that it was made by."""
+    model, sources = Path(job.model), [_region(job)]
+    if job.head == "probe":
+        from qgis_iic.training.probe import match_with_probe
+
+        matched = match_with_probe(model, sources, job.objective, output, advance)
+    else:
+        matched = match(model, sources, job.objective, output, advance)
+    decisive = matched.matching.get("head", matched.matching)
+    return {name: decisive[name] for name in ("iou", "accuracy")}
+
+
+def _evaluate(job: EvaluateJob, blocks: Sequence[RegionSource], output: Path, advance: Advance) -> dict[str, float]:
+    """The measures of what decides in the model."""
+    from qgis_iic.training.benchmark import run_benchmark
+    from qgis_iic.training.places import Draws, Place, Protocol
+    from qgis_iic.training.report import write_report
+
+    place = Place(Path(job.source.path).stem, (), tuple(blocks))
+    benchmark = run_benchmark(Path(job.model), Protocol((place,), "", Draws()), advance=advance)
+    write_report(output, f"Evaluation of {Path(job.model).name}", benchmark.figures, benchmark.examples)
+    decisive = benchmark.figures["settings"][0]["rows"][-1]
+    return {name: mean for name, (mean, _) in decisive["measures"].items()}

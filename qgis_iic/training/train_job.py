@@ -1,0 +1,102 @@
+"""Training as a job of the engine: imagery to a model file, without labels; `iic train` and `iic export` in one."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from qgis_iic.engine.cancellation import Cancellation
+from qgis_iic.engine.clock import Clock
+from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
+from qgis_iic.engine.progress import RunProgress
+from qgis_iic.engine.raster import open_raster
+from qgis_iic.protocol.events import Emit, Result, Started
+from qgis_iic.protocol.job import Source, TrainJob
+from qgis_iic.training.config import ImagerySource, TrainingConfig, load_config
+from qgis_iic.training.devices import start
+from qgis_iic.training.export import export
+from qgis_iic.training.train import train
+
+TOLD_EVERY = 20
+"""Steps between two lines of measures."""
+
+
+def run(job: TrainJob, emit: Emit, cancellation: Cancellation) -> Result:
+    """Does the job; the model is under its name when this returns, and what was there is untouched when it raises.
+
+    The run's folder is a temporary one: what is to be stopped and resumed, or looked into, is for `iic train`.
+
+    Args:
+        job: what to do.
+        emit: takes the events, the result not among them.
+        cancellation: looked at between steps.
+
+    Raises:
+        IicError: see `config.load_config`, `train.train` and `export.export`; also where the output is a source.
+    """
+    clock = Clock()
+    output = Path(job.output)
+    check_is_no_source(job.output, (source.path for source in job.sources))
+    config = configuration(job)
+    fabric = start("auto")
+    with scratch_folder(job) as scratch:
+        emit(Started(str(fabric.device), job.output, config.total_steps))
+        progress = RunProgress(config.total_steps, clock, emit, cancellation)
+        advance = progress.of(job.output)
+
+        def report(step: int, measures: dict[str, float]) -> None:
+            if step % TOLD_EVERY == 0:
+                perplexity = config.network.clusters ** measures["clusters_entropy"]
+                line = f"step {step}: loss {measures['loss']:.3f}, perplexity of the clusters {perplexity:.1f}"
+                print(line, file=sys.stderr, flush=True)
+            advance(1)
+
+        def reading(path: str) -> None:
+            progress.check()
+            print(f"Reading {path}", file=sys.stderr, flush=True)
+
+        with clock.stage("train"):
+            train(config, scratch / "run", fabric, report=report, reading=reading)
+        staged = scratch / output.name
+        with clock.stage("export"):
+            export(scratch / "run", staged)
+        progress.check()
+        with write_errors(output):
+            shutil.move(staged, output)
+    return Result(job.output, (), {**clock.seconds, "total": clock.elapsed})
+
+
+def configuration(job: TrainJob) -> TrainingConfig:
+    """The recipe with the job's imagery, from which chips are drawn by its area on the ground.
+
+    The range of ground sampling distances keeps its ratio to the distance.
+
+    Raises:
+        IicError: see `config.load_config`, `engine.raster.open_raster` and `Raster.default_bands`.
+    """
+    recipe = load_config(Path(job.recipe), data=Path())
+    gsd = recipe.gsd if job.gsd is None else job.gsd
+    least, most = (limit * (gsd / recipe.gsd) for limit in recipe.gsd_range)
+    steps = recipe.optimisation.steps if job.steps is None else job.steps
+    return replace(
+        recipe,
+        name=Path(job.output).stem,
+        imagery=tuple(_imagery(source, recipe.bands) for source in job.sources),
+        gsd=gsd,
+        gsd_range=(min(least, gsd), max(most, gsd)),
+        note="",
+        optimisation=replace(recipe.optimisation, steps=steps),
+    )
+
+
+def _imagery(source: Source, names: tuple[str, ...]) -> ImagerySource:
+    bands = source.bands
+    with open_raster(source.path, source.crs) as raster:
+        if bands is None:
+            bands = raster.default_bands(names)
+        raster.check_bands(bands, names)
+        width, height = (raster.width, raster.height) if source.window is None else source.window[2:]
+        area = width * raster.gsd[0] * height * raster.gsd[1]
+    return ImagerySource(source.path, bands, area, window=source.window, crs=source.crs)
