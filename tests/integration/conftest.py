@@ -49,4 +49,5 @@ def environment(profiles: Path) -> dict[str, str]:
     """For QGIS programs: the scratch profile, and nothing that the test's own interpreter or QGIS leads elsewhere."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "QGIS_", "QT_"))}
     kept.pop("VIRTUAL_ENV", None)
-    return kept | {"QGIS_CUSTOM_CONFIG_PATH": str(profiles), "LC_ALL": "C.UTF-8"}
+    # QGIS writes statistics beside the rasters that it opens, where shared imagery is to stay as it is.
+    return kept | {"QGIS_CUSTOM_CONFIG_PATH": str(profiles), "LC_ALL": "C.UTF-8", "GDAL_PAM_ENABLED": "NO"}
