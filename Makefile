@@ -32,6 +32,7 @@ lint: .venv/engine/.installed
 	$(engine)/ruff format --check .
 	$(engine)/mypy
 	$(engine)/flake8 --select QGS --extend-ignore $(qgis_rules_off) qgis_iic/plugin
+	$(engine)/bandit --quiet --recursive qgis_iic
 
 package: $(package)
 

@@ -124,7 +124,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if sibling(model, precision).exists()
     ]
     naive = [
-        {"network": name, **row(kind="naive", model=str(model), window=window)} for name, model, window in networks[:2]
+        {"network": name, **row(kind="naive", model=str(model), window=window)} for name, model, window in networks
     ]
     sides = [1_000, 3_162, 10_000] + ([31_623, 40_000] if arguments.large else [])
     growing = [("quarter width", QUARTER, "fp32", side) for side in sides[:2]]

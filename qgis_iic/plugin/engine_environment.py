@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess  # nosec B404 - the engine is a program of its own, started from a list of arguments without a shell
+import subprocess  # the engine is a program of its own, started from a list of arguments without a shell  # nosec B404
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def not_started(path: str, error: Exception) -> EngineNotStarted:
 def _ask(path: str) -> tuple[tuple[int, ...], list[str]]:
     """The version, and which of `requirements.LIBRARIES` are missing or too old."""
     try:
-        answer = subprocess.run(  # nosec B603 - a list of arguments, no shell; the user chose the interpreter
+        answer = subprocess.run(  # a list of arguments, no shell; the user chose the interpreter  # nosec B603
             [*isolated(path), "-c", _CHECK, *requirements.LIBRARIES],
             capture_output=True,
             check=True,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import shutil
 import signal
-import subprocess  # nosec B404 - the engine is a program of its own, started from a list of arguments without a shell
+import subprocess  # the engine is a program of its own, started from a list of arguments without a shell  # nosec B404
 import tempfile
 import threading
 from collections import deque
@@ -131,7 +131,7 @@ def _job_file(job: AnyJob) -> Iterator[Path]:
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
     try:
-        return subprocess.Popen(  # nosec B603 - a list of arguments, no shell; the user chose the interpreter
+        return subprocess.Popen(  # a list of arguments, no shell; the user chose the interpreter  # nosec B603
             command,
             creationflags=engine_environment.no_window(),
             encoding="utf-8",

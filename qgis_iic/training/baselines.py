@@ -162,7 +162,7 @@ class KMeansClustering:
         from sklearn.cluster import KMeans
 
         self.features = features
-        random = np.random.default_rng(seed)
+        generator = np.random.default_rng(seed)
         total = sum(int(region.valid.sum()) for region in regions)
         sample = np.concatenate(
             [
@@ -170,7 +170,7 @@ class KMeansClustering:
                     features.compute(region),
                     region.valid[:: features.stride, :: features.stride],
                     SAMPLE * int(region.valid.sum()) // total,
-                    random,
+                    generator,
                 )
                 for region in regions
                 if region.valid.any()
@@ -191,10 +191,10 @@ class KMeansClustering:
         return np.where(region.valid, fine, NODATA).astype(np.uint8)
 
 
-def _sample(features: Floats, where: NDArray[np.bool_], count: int, random: np.random.Generator) -> Floats:
+def _sample(features: Floats, where: NDArray[np.bool_], count: int, generator: np.random.Generator) -> Floats:
     """`count` feature vectors, float32 [n, F], of the pixels in `where`; all of them where there are fewer."""
     places = np.flatnonzero(where)
-    chosen = random.choice(places, size=min(count, len(places)), replace=False)
+    chosen = generator.choice(places, size=min(count, len(places)), replace=False)
     return features.reshape(len(features), -1)[:, chosen].T
 
 

@@ -45,19 +45,19 @@ class Units:
 
         Where buildings are rare, tiles are drawn again until they hold one; they may hold none after `ATTEMPTS`.
         """
-        random = np.random.default_rng(seed)
+        generator = np.random.default_rng(seed)
         for _ in range(ATTEMPTS):
-            found = self._draw_once(labels, draws, random)
+            found = self._draw_once(labels, draws, generator)
             if all(any((plane == kind).any() for plane in found) for kind in (BUILDING, BACKGROUND)):
                 break
         return found
 
-    def _draw_once(self, labels: Sequence[Labels], draws: Draws, random: np.random.Generator) -> list[Labels]:
+    def _draw_once(self, labels: Sequence[Labels], draws: Draws, generator: np.random.Generator) -> list[Labels]:
         drawn = np.zeros(1 + self.count, np.bool_)
         for first, last in self.groups:
             count = last - first + 1
             wanted = min(draws.tiles, max(1, round(LARGEST_PART * count)))
-            drawn[first + random.choice(count, size=wanted, replace=False)] = True
+            drawn[first + generator.choice(count, size=wanted, replace=False)] = True
         return [
             np.where(drawn[units], plane, UNLABELLED).astype(np.uint8)
             for units, plane in zip(self.planes, labels, strict=True)

@@ -292,8 +292,8 @@ def _clusterings(setting: Setting, metadata: ModelMetadata, baselines: bool) -> 
     if not baselines:
         return
     regions = [*setting.match, *setting.score]
-    random = random_network(metadata, regions, seed=0)
-    for features, count in ((PIXELS, CLUSTERS), (MULTISCALE, CLUSTERS), (random, metadata.clusters)):
+    generator = random_network(metadata, regions, seed=0)
+    for features, count in ((PIXELS, CLUSTERS), (MULTISCALE, CLUSTERS), (generator, metadata.clusters)):
         means = KMeansClustering(features, regions, seed=0, clusters=count)
         yield _Clustering.whole(f"k-means ({means.count}), {features.name}", means.count, setting, means.clusters)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -170,9 +171,7 @@ def _trunk_nodes(
     for index, layer in enumerate(layers):
         name = f"layer{index}"
         if isinstance(layer, nn.Conv2d):
-            normalisation = layers[index + 1]
-            assert isinstance(normalisation, nn.BatchNorm2d)
-            weight, bias = fold(layer, normalisation)
+            weight, bias = fold(layer, cast("nn.BatchNorm2d", layers[index + 1]))
             constants[f"{name}.weight"] = weight * scale[:, None, None]
             constants[f"{name}.bias"] = bias
             scale = np.ones(layer.out_channels, np.float32)
@@ -237,13 +236,16 @@ def _mean(plane: str, output: str, kernel: tuple[int, int], strides: tuple[int, 
 
 def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> tuple[Weights, Weights]:
     """Weight and bias of the one convolution that equals both layers in evaluation mode; summed in float64."""
-    mean, variance = normalisation.running_mean, normalisation.running_var
-    assert mean is not None
-    assert variance is not None
+    mean, variance = _moments(normalisation)
     gain = normalisation.weight.detach().double() / (variance.double() + normalisation.eps).sqrt()
     weight = convolution.weight.detach().double() * gain[:, None, None, None]
     bias = normalisation.bias.detach().double() - gain * mean.double()
     return weight.numpy().astype(np.float32), bias.numpy().astype(np.float32)
+
+
+def _moments(normalisation: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Its running mean and variance, which only a layer that keeps no count lacks."""
+    return cast("torch.Tensor", normalisation.running_mean), cast("torch.Tensor", normalisation.running_var)
 
 
 def _head_nodes(network: IICNetwork, constants: dict[str, NDArray[np.generic]]) -> list[onnx.NodeProto]:
@@ -255,9 +257,7 @@ def _head_nodes(network: IICNetwork, constants: dict[str, NDArray[np.generic]]) 
     weight = np.concatenate([head.weight.detach().numpy() for head in heads])
     bias = np.concatenate([_bias(head) for head in heads])
     if network.levelling is not None:
-        mean, variance = network.levelling.running_mean, network.levelling.running_var
-        assert mean is not None
-        assert variance is not None
+        mean, variance = _moments(network.levelling)
         gain = 1 / (variance.double() + network.levelling.eps).sqrt().numpy()
         wide = weight.astype(np.float64) * gain[:, None, None]
         bias = (bias - wide[:, :, 0, 0] @ mean.double().numpy()).astype(np.float32)
@@ -272,8 +272,7 @@ def _head_nodes(network: IICNetwork, constants: dict[str, NDArray[np.generic]]) 
 
 
 def _bias(head: nn.Conv2d) -> Weights:
-    assert head.bias is not None
-    values: Weights = head.bias.detach().numpy()
+    values: Weights = cast("torch.Tensor", head.bias).detach().numpy()
     return values
 
 
@@ -310,10 +309,10 @@ def check_parity(
     Raises:
         ModelInvalid: they differ by more than rounding explains.
     """
-    random = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     mean, std = (np.asarray(moment, np.float32)[:, None, None] for moment in moments)
     for count, height, width in shapes:
-        normalised = random.standard_normal((count, len(mean), height, width)).astype(np.float32)
+        normalised = generator.standard_normal((count, len(mean), height, width)).astype(np.float32)
         expected = predict_logits(network, torch.from_numpy(normalised))
         found = run_logits(model, normalised * std + mean)
         for wanted, got in zip(expected, found, strict=True):

@@ -100,8 +100,8 @@ def _train(
 ) -> int:
     """Writes a trained model and returns its steps."""
     network = read_network(model, metadata)
-    random = np.random.default_rng(seed)
-    blocks = [block for source in sources for block in read_blocks(source, metadata, random)]
+    generator = np.random.default_rng(seed)
+    blocks = [block for source in sources for block in read_blocks(source, metadata, generator)]
     steps = fine_tune(network, blocks, metadata, minutes, from_scratch=from_scratch, seed=seed)
     write_model(*build_tuned_model(network, model, metadata, sources), written)
     return steps

@@ -98,8 +98,8 @@ def fine_tune_file(
     _check_output(output, overwrite)
     proto, original = read_model(model)
     plain, metadata = without_building_head(proto, original)
-    random = np.random.default_rng(0)
-    blocks = [block for source in sources for block in read_blocks(source, metadata, random)]
+    generator = np.random.default_rng(0)
+    blocks = [block for source in sources for block in read_blocks(source, metadata, generator)]
     network = read_network(plain, metadata)
     steps = fine_tune(network, blocks, metadata, minutes, report=report)
     record = {
@@ -176,15 +176,15 @@ def fine_tune(
         The number of steps.
     """
     keep_freed_memory()
-    random = np.random.default_rng(seed)
-    views = _Views(metadata, random)
+    generator = np.random.default_rng(seed)
+    views = _Views(metadata, generator)
     labelled = LabelledSampler(blocks)
     unlabelled = None if from_scratch else ChipSampler([block.scene for block in blocks], CHIP_SIZE, LEAST_USABLE)
     torch.manual_seed(seed)
     if from_scratch:
         network.randomise()
     network.randomise_building_head()
-    network.settle(views.plain(labelled.draw(SETTLING_CHIPS, random).chips))
+    network.settle(views.plain(labelled.draw(SETTLING_CHIPS, generator).chips))
 
     teacher = copy.deepcopy(network).requires_grad_(False)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -195,7 +195,7 @@ def fine_tune(
     while (done := max(step / steps, (time.monotonic() - begun) / (60 * minutes))) < 1:
         optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * done)) / 2
         weight = min(1, (step - LABELS_ALONE) / RAMP)
-        loss, found = _loss(network, teacher, labelled, unlabelled if weight > 0 else None, views, random, weight)
+        loss, found = _loss(network, teacher, labelled, unlabelled if weight > 0 else None, views, generator, weight)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -218,18 +218,18 @@ class _View(NamedTuple):
 class _Views:
     """Makes normalised views of raw chips."""
 
-    def __init__(self, metadata: ModelMetadata, random: np.random.Generator) -> None:
+    def __init__(self, metadata: ModelMetadata, generator: np.random.Generator) -> None:
         self._bands = metadata.bands
         self._mean, self._std = (torch.tensor(moment)[:, None, None] for moment in (metadata.mean, metadata.std))
-        self._random = random
+        self._generator = generator
 
     def plain(self, chips: Chips) -> Tensor:
         """Zero mean and unit deviation per band; 0, the mean, where there is no data."""
         return (chips.values - self._mean) / self._std * chips.valid[:, None]
 
-    def random(self, chips: Chips) -> _View:
-        symmetries = random_symmetries(len(chips.values), self._random)
-        jittered = jitter_colours(chips.values, self._bands, JITTER, self._random)
+    def generator(self, chips: Chips) -> _View:
+        symmetries = random_symmetries(len(chips.values), self._generator)
+        jittered = jitter_colours(chips.values, self._bands, JITTER, self._generator)
         return _View(apply_each(symmetries, self.plain(chips._replace(values=jittered))), symmetries)
 
 
@@ -239,23 +239,23 @@ def _loss(
     labelled: LabelledSampler,
     unlabelled: ChipSampler | None,
     views: _Views,
-    random: np.random.Generator,
+    generator: np.random.Generator,
     weight: float,
 ) -> tuple[Tensor, float]:
     """Of a batch that is drawn here, and the intersection over union on its labelled chips."""
-    chips, labels = labelled.draw(LABELLED_CHIPS, random)
-    view = views.random(chips)
+    chips, labels = labelled.draw(LABELLED_CHIPS, generator)
+    view = views.generator(chips)
     if unlabelled is None:
         return supervised_loss(_answer(network, view.image).buildings, apply_each(view.symmetries, labels))
-    ground = unlabelled.draw(UNLABELLED_CHIPS, random)
-    seen = views.random(ground)
+    ground = unlabelled.draw(UNLABELLED_CHIPS, generator)
+    seen = views.generator(ground)
     with torch.no_grad():
         taught = _answer(teacher, views.plain(ground))
     # One batch: all chips share the statistics of batch normalisation.
     learnt = _answer(network, torch.cat([view.image, seen.image]))
     loss, found = supervised_loss(learnt.buildings[:LABELLED_CHIPS], apply_each(view.symmetries, labels))
     learnt = Answer(*(planes[LABELLED_CHIPS:] for planes in learnt))
-    return loss + weight * unsupervised_loss(taught, learnt, seen.symmetries, ground, random), found
+    return loss + weight * unsupervised_loss(taught, learnt, seen.symmetries, ground, generator), found
 
 
 class Answer(NamedTuple):
@@ -301,7 +301,7 @@ def supervised_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
 
 
 def unsupervised_loss(
-    taught: Answer, learnt: Answer, symmetries: Sequence[Symmetry], chips: Chips, random: np.random.Generator
+    taught: Answer, learnt: Answer, symmetries: Sequence[Symmetry], chips: Chips, generator: np.random.Generator
 ) -> Tensor:
     """The last line of the module's docstring, without its factor.
 
@@ -309,7 +309,7 @@ def unsupervised_loss(
         taught: the teacher's answer to the chips.
         learnt: the network's, to the chips turned by `symmetries`.
         chips: only their usable ground counts.
-        random: draws the displacements.
+        generator: draws the displacements.
     """
     # The teacher's answers are turned, not the network's, so that no gradient has to be turned back.
     target, usable = (apply_each(symmetries, planes) for planes in (taught.buildings.sigmoid(), chips.usable))
@@ -317,7 +317,7 @@ def unsupervised_loss(
     divergence = functional.binary_cross_entropy_with_logits(learnt.buildings, target, reduction="none") - entropy
     loss: Tensor = (divergence * usable).sum() / usable.sum().clamp(min=1)
     mask = feature_mask(usable)
-    displacements = random_displacements(DISPLACEMENT, DISPLACEMENTS, random)
+    displacements = random_displacements(DISPLACEMENT, DISPLACEMENTS, generator)
     for first, second in ((taught.classes, learnt.classes), (taught.clusters, learnt.clusters)):
         p1, p2 = apply_each(symmetries, first.softmax(dim=1)), second.softmax(dim=1)
         loss = loss + IIC_WEIGHT * iic_loss(p1, p2, mask, displacements, LAMBDA).value

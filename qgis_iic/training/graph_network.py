@@ -8,7 +8,7 @@ the one that the graph was made of. A convolution without bias is fixed (see `pr
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -48,15 +48,14 @@ class TrainableConvolution(nn.Module):
     def settle(self, tensor: Tensor) -> None:
         """Takes the moments of the convolution's answer to `tensor` as the running ones; the function stays."""
         layer = self.normalisation
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        gain = layer.weight / (layer.running_var + layer.eps).sqrt()
-        shift = layer.bias - gain * layer.running_mean
+        mean, variance = cast("Tensor", layer.running_mean), cast("Tensor", layer.running_var)
+        gain = layer.weight / (variance + layer.eps).sqrt()
+        shift = layer.bias - gain * mean
         answer = self.convolution(tensor)
-        layer.running_mean.copy_(answer.mean(dim=(0, 2, 3)))
-        layer.running_var.copy_(answer.var(dim=(0, 2, 3)))
-        layer.weight.copy_(gain * (layer.running_var + layer.eps).sqrt())
-        layer.bias.copy_(shift + gain * layer.running_mean)
+        mean.copy_(answer.mean(dim=(0, 2, 3)))
+        variance.copy_(answer.var(dim=(0, 2, 3)))
+        layer.weight.copy_(gain * (variance + layer.eps).sqrt())
+        layer.bias.copy_(shift + gain * mean)
 
 
 class GraphNetwork(nn.Module):
@@ -111,8 +110,7 @@ class GraphNetwork(nn.Module):
         inputs: dict[TrainableConvolution, Tensor] = {}
 
         def remember(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            assert isinstance(layer, TrainableConvolution)
-            inputs[layer] = arguments[0]
+            inputs[cast("TrainableConvolution", layer)] = arguments[0]
 
         handles = [layer.register_forward_pre_hook(remember) for layer in self.trainable()]
         self.eval()
@@ -137,25 +135,22 @@ class GraphNetwork(nn.Module):
         return [layer for layer in self.layers.values() if isinstance(layer, TrainableConvolution)]
 
     def building_head(self) -> BuildingHead:
-        assert self.building.bias is not None
         weight = self.building.weight.detach().numpy()[0, :, 0, 0].copy()
-        return BuildingHead(weight, float(self.building.bias.detach()))
+        return BuildingHead(weight, float(_bias(self.building).detach()))
 
     @torch.no_grad()
     def set_building_head(self, head: BuildingHead) -> None:
-        assert self.building.bias is not None
         self.building.weight.copy_(torch.from_numpy(head.weight.copy())[None, :, None, None])
-        self.building.bias.fill_(head.bias)
+        _bias(self.building).fill_(head.bias)
 
     def written_into(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """A copy of the graph that this network was read from, with its present trunk and heads, evaluated.
 
         The building head is not among them: `building_head.with_building_head` puts it in.
         """
-        assert self.heads.bias is not None
         weights = {
             self._heads.input[1]: self.heads.weight.detach().numpy(),
-            self._heads.input[2]: self.heads.bias.detach().numpy(),
+            self._heads.input[2]: _bias(self.heads).detach().numpy(),
         }
         for node in self._nodes:
             layer = self.layers[node.output[0]]
@@ -198,6 +193,11 @@ class GraphNetwork(nn.Module):
     def _scale(self, node: onnx.NodeProto) -> Tensor:
         """What a convolution's weights have been divided by: the bands' deviations, right behind the image."""
         return self._std if node.input[0] == self._centred else torch.ones(1)
+
+
+def _bias(convolution: nn.Conv2d) -> Tensor:
+    """Of a head, which always has one."""
+    return cast("Tensor", convolution.bias)
 
 
 def _randomise(convolution: nn.Conv2d) -> None:

@@ -55,10 +55,10 @@ def all_displacements(half_width: int) -> list[Displacement]:
     return [(row, column) for row in steps for column in steps]
 
 
-def random_displacements(half_width: int, count: int, random: np.random.Generator) -> list[Displacement]:
+def random_displacements(half_width: int, count: int, generator: np.random.Generator) -> list[Displacement]:
     """`count` different displacements of the square, (0, 0) always among them and first."""
     others = [step for step in all_displacements(half_width) if step != (0, 0)]
-    chosen = random.choice(len(others), size=min(count - 1, len(others)), replace=False)
+    chosen = generator.choice(len(others), size=min(count - 1, len(others)), replace=False)
     return [(0, 0), *(others[index] for index in chosen)]
 
 

@@ -250,12 +250,12 @@ class ChipSampler:
                 "Raise held_out.share, or set it to 0."
             )
 
-    def draw(self, count: int, random: np.random.Generator) -> Chips:
+    def draw(self, count: int, generator: np.random.Generator) -> Chips:
         chips = []
         shares = _shares(self._places)
-        for index in random.choice(len(self._places), size=count, p=shares):
+        for index in generator.choice(len(self._places), size=count, p=shares):
             scene, origins = self._places[index].scene, self._places[index].origins
-            chips.append((scene, origins[random.integers(len(origins))]))
+            chips.append((scene, origins[generator.integers(len(origins))]))
         return self._cut(chips)
 
     def held_out_chips(self, count: int) -> Chips:
@@ -263,9 +263,12 @@ class ChipSampler:
         blocks = [(place.scene, origin) for place in self._held_out for origin in place.origins]
         lengths = [len(place.origins) for place in self._held_out]
         chances = np.repeat(_shares(self._held_out) / lengths, lengths)
-        random = np.random.default_rng(0)
+        generator = np.random.default_rng(0)
         return self._cut(
-            [blocks[index] for index in random.choice(len(blocks), min(count, len(blocks)), replace=False, p=chances)]
+            [
+                blocks[index]
+                for index in generator.choice(len(blocks), min(count, len(blocks)), replace=False, p=chances)
+            ]
         )
 
     def _cut(self, chips: Sequence[tuple[Scene, NDArray[np.int64]]]) -> Chips:

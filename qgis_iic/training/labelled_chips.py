@@ -55,7 +55,7 @@ class LabelledChips(NamedTuple):
     labels: Tensor
 
 
-def read_blocks(source: RegionSource, metadata: ModelMetadata, random: np.random.Generator) -> list[Block]:
+def read_blocks(source: RegionSource, metadata: ModelMetadata, generator: np.random.Generator) -> list[Block]:
     """The blocks with labels, and some of the others within `CONTEXT`.
 
     Raises:
@@ -79,7 +79,7 @@ def read_blocks(source: RegionSource, metadata: ModelMetadata, random: np.random
         ]
         chosen = [core for core in cores if (_cut(parts, core) != UNLABELLED).any()]
         others = [core for core in cores if core not in chosen]
-        chosen += [others[index] for index in random.permutation(len(others))[:UNLABELLED_BLOCKS]]
+        chosen += [others[index] for index in generator.permutation(len(others))[:UNLABELLED_BLOCKS]]
         return [_read_block(made.reader, parts, core, metadata.halo) for core in chosen]
 
 
@@ -143,18 +143,18 @@ class LabelledSampler:
             if len(places) == 0:
                 raise LabelsInvalid(f"The labels hold no {name} where the imagery has data; both are needed.")
 
-    def draw(self, count: int, random: np.random.Generator) -> LabelledChips:
+    def draw(self, count: int, generator: np.random.Generator) -> LabelledChips:
         turns = islice(cycle(self._places.values()), count)
-        cuts = [self._cut(places, random) for places in turns]
+        cuts = [self._cut(places, generator) for places in turns]
         values, valid, usable, labels = (np.stack(planes) for planes in zip(*cuts, strict=True))
         chips = Chips(torch.from_numpy(values.astype(np.float32)), torch.from_numpy(valid), torch.from_numpy(usable))
         return LabelledChips(chips, torch.from_numpy(labels))
 
-    def _cut(self, places: NDArray[np.int64], random: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
+    def _cut(self, places: NDArray[np.int64], generator: np.random.Generator) -> tuple[NDArray[np.generic], ...]:
         """Values, validity, usability and labels of a chip with one of the places near its middle."""
-        index, *place = places[random.integers(len(places))]
+        index, *place = places[generator.integers(len(places))]
         block = self._blocks[index]
-        shift = random.integers(-CHIP_SIZE // 4, CHIP_SIZE // 4 + 1, size=2) - CHIP_SIZE // 2
+        shift = generator.integers(-CHIP_SIZE // 4, CHIP_SIZE // 4 + 1, size=2) - CHIP_SIZE // 2
         row, col = np.clip(place + shift, 0, np.array(block.labels.shape) - CHIP_SIZE)
         rows, cols = slice(row, row + CHIP_SIZE), slice(col, col + CHIP_SIZE)
         scene = block.scene

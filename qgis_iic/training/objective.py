@@ -78,16 +78,16 @@ class Objective(nn.Module):
         """Raw `values` [N, bands, H, W] at zero mean and unit deviation per band; 0, the mean, where not `valid`."""
         return (values - self.mean) / self.std * valid[:, None]
 
-    def forward(self, chips: Chips, random: np.random.Generator) -> Outcome:
-        """The loss of a batch of raw chips; `random` draws its second views and the displacements.
+    def forward(self, chips: Chips, generator: np.random.Generator) -> Outcome:
+        """The loss of a batch of raw chips; `generator` draws its second views and the displacements.
 
         With several processes the batch is what all of them hold together: each gives its part of the chips, and the
         joints, the losses of both heads and what is measured of them are those of the whole.
         """
         objective = self._config.objective
-        views = self._views(chips, random)
+        views = self._views(chips, generator)
         displacements = of_first_process(
-            random_displacements(objective.displacement, objective.displacements_per_step, random)
+            random_displacements(objective.displacement, objective.displacements_per_step, generator)
         )
         features = self._features(views)
         measures: dict[str, float] = {}
@@ -149,12 +149,12 @@ class Objective(nn.Module):
         training = self.training
         self.eval()
         objective = self._config.objective
-        random = np.random.default_rng(0)
+        generator = np.random.default_rng(0)
         joints: dict[str, Tensor] = {}
         errors = torch.zeros(2, device=self.mean.device)  # of the valid pixels together, and their number
         for start in range(0, len(chips.values), batch):
             part = Chips(*(planes[start : start + batch] for planes in chips))
-            views = self._views(part, random)
+            views = self._views(part, generator)
             features = self._features(views)
             first, second = (self.network.heads(each) for each in features)
             for head, logits1, logits2 in zip(HEADS, first, second, strict=True):
@@ -176,9 +176,9 @@ class Objective(nn.Module):
             value += objective.reconstruction_weight * measures["reconstruction_error"]
         return {"held_out_loss": value, **measures}
 
-    def _views(self, chips: Chips, random: np.random.Generator) -> _Views:
-        symmetries = random_symmetries(len(chips.values), random)
-        jittered = jitter_colours(chips.values, self._config.bands, self._config.optimisation.jitter, random)
+    def _views(self, chips: Chips, generator: np.random.Generator) -> _Views:
+        symmetries = random_symmetries(len(chips.values), generator)
+        jittered = jitter_colours(chips.values, self._config.bands, self._config.optimisation.jitter, generator)
         return _Views(
             self.normalised(chips.values, chips.valid),
             apply_each(symmetries, self.normalised(jittered, chips.valid)),

@@ -35,8 +35,8 @@ class Symmetry:
 SYMMETRIES = tuple(Symmetry(turns, flip) for flip in (False, True) for turns in range(4))
 
 
-def random_symmetries(count: int, random: np.random.Generator) -> list[Symmetry]:
-    return [SYMMETRIES[index] for index in random.integers(len(SYMMETRIES), size=count)]
+def random_symmetries(count: int, generator: np.random.Generator) -> list[Symmetry]:
+    return [SYMMETRIES[index] for index in generator.integers(len(SYMMETRIES), size=count)]
 
 
 def apply_each(symmetries: Sequence[Symmetry], chips: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def invert_each(symmetries: Sequence[Symmetry], chips: Tensor) -> Tensor:
     return back.view(pixels.shape).movedim(-1, 1)
 
 
-def jitter_colours(chips: Tensor, bands: Sequence[str], strength: float, random: np.random.Generator) -> Tensor:
+def jitter_colours(chips: Tensor, bands: Sequence[str], strength: float, generator: np.random.Generator) -> Tensor:
     """`chips` in another light: brightness, contrast and saturation, each by a factor of 1 +- `strength` a chip.
 
     Only red, green and blue change. Near infrared is left alone: it is what tells vegetation, and a factor on it
@@ -68,7 +68,7 @@ def jitter_colours(chips: Tensor, bands: Sequence[str], strength: float, random:
         strength: 0 leaves the chips as they are.
     """
     colours = [index for index, band in enumerate(bands) if band in COLOUR_BANDS]
-    factors = 1 + strength * random.uniform(-1, 1, size=(3, len(chips), 1, 1, 1))
+    factors = 1 + strength * generator.uniform(-1, 1, size=(3, len(chips), 1, 1, 1))
     brightness, contrast, saturation = torch.from_numpy(factors.astype(np.float32)).to(chips.device)
     colour = chips[:, colours] * brightness
     level = colour.mean(dim=(1, 2, 3), keepdim=True)

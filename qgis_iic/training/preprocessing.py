@@ -85,7 +85,7 @@ def zca_matrix(samples: NDArray[np.float64], regularisation: float) -> NDArray[n
 
 
 def sample_patches(
-    image: Tensor, valid: Tensor, side: int, count: int, random: np.random.Generator
+    image: Tensor, valid: Tensor, side: int, count: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
     """Different patches [count, B, side, side] without a pixel that lacks data; fewer where there are not so many.
 
@@ -100,24 +100,24 @@ def sample_patches(
     places = np.argwhere(whole)
     if len(places) == 0:
         raise SourceUnsuitable(f"The imagery holds no {side} x {side} pixels that all have data.")
-    chosen = random.choice(len(places), size=min(count, len(places)), replace=False)
+    chosen = generator.choice(len(places), size=min(count, len(places)), replace=False)
     chips, rows, columns = places[chosen].T
     windows = sliding_window_view(image.numpy(), (side, side), axis=(2, 3))
     return windows[chips, :, rows, columns].astype(np.float64)
 
 
-def fit_zca(front: nn.Conv2d, image: Tensor, valid: Tensor, random: np.random.Generator) -> None:
+def fit_zca(front: nn.Conv2d, image: Tensor, valid: Tensor, generator: np.random.Generator) -> None:
     """Gives `front` the weights that whiten the patches of its kernel's size in a normalised `image`.
 
     Args:
         front: of `fixed_convolution`.
         image: [N, B, H, W], on the processor.
         valid: bool [N, H, W].
-        random: draws the patches.
+        generator: draws the patches.
 
     Raises:
         SourceUnsuitable: see `sample_patches`.
     """
-    patches = sample_patches(image, valid, front.kernel_size[0], PATCHES, random)
+    patches = sample_patches(image, valid, front.kernel_size[0], PATCHES, generator)
     with torch.no_grad():
         front.weight.copy_(zca(patches).weight)

@@ -132,7 +132,7 @@ def sample_features(
 
 
 def draw_pixels(
-    planes: Sequence[Labels], random: np.random.Generator
+    planes: Sequence[Labels], generator: np.random.Generator
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Rows and columns, [n] each, of labelled pixels of every plane, uint8 [H, W]: about `SAMPLE` of all together.
 
@@ -145,7 +145,7 @@ def draw_pixels(
     for plane in planes:
         # Not every pixel at random by itself: what is drawn of a plane follows its labels to the pixel.
         chosen = [
-            random.choice(found, math.ceil(chance[kind] * len(found)), replace=False)
+            generator.choice(found, math.ceil(chance[kind] * len(found)), replace=False)
             for kind in (BUILDING, BACKGROUND)
             for found in [np.flatnonzero(plane == kind)]
         ]

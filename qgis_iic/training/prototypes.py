@@ -9,6 +9,8 @@ nearest centre is an argmax over affine functions, so the result is a head like 
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -39,9 +41,9 @@ def fit_prototypes(objective: Objective, sampler: ChipSampler, halo: int, seed: 
     """
     from sklearn.cluster import KMeans
 
-    random = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     sample = np.concatenate(
-        [_draw(objective, sampler, halo, random) for _ in range(SAMPLE // FEATURES_PER_CHIP // CHIPS)]
+        [_draw(objective, sampler, halo, generator) for _ in range(SAMPLE // FEATURES_PER_CHIP // CHIPS)]
     )
     mean, std = sample.mean(axis=0), np.maximum(sample.std(axis=0), LEAST_DEVIATION)
     head = objective.network.cluster_head
@@ -52,15 +54,14 @@ def fit_prototypes(objective: Objective, sampler: ChipSampler, halo: int, seed: 
     bias = -sharpness * (centres**2).sum(axis=1) - weight @ mean
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight)[:, :, None, None])
-        assert head.bias is not None
-        head.bias.copy_(torch.from_numpy(bias))
+        cast("torch.Tensor", head.bias).copy_(torch.from_numpy(bias))
 
 
 @torch.no_grad()
-def _draw(objective: Objective, sampler: ChipSampler, halo: int, random: np.random.Generator) -> NDArray[np.float32]:
+def _draw(objective: Objective, sampler: ChipSampler, halo: int, generator: np.random.Generator) -> NDArray[np.float32]:
     """Features of usable places of some chips, float32 [n, features]."""
     device = objective.mean.device
-    chips = sampler.draw(CHIPS, random)
+    chips = sampler.draw(CHIPS, generator)
     training = objective.training
     objective.eval()
     features = objective.network.encode(objective.normalised(chips.values.to(device), chips.valid.to(device))).cpu()
@@ -71,6 +72,6 @@ def _draw(objective: Objective, sampler: ChipSampler, halo: int, random: np.rand
     inner[:, rim : usable.shape[1] - rim, rim : usable.shape[2] - rim] = True
     # Chips with hardly any usable ground inside their rim: its places are better than none.
     places = np.argwhere(usable & inner if (usable & inner).any() else usable)
-    chosen = places[random.choice(len(places), size=min(CHIPS * FEATURES_PER_CHIP, len(places)), replace=False)]
+    chosen = places[generator.choice(len(places), size=min(CHIPS * FEATURES_PER_CHIP, len(places)), replace=False)]
     found: NDArray[np.float32] = features.permute(0, 2, 3, 1).numpy()[tuple(chosen.T)]
     return found

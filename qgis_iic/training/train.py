@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from lightning_fabric import Fabric
+from torch import nn
 
 from qgis_iic.protocol.errors import JobInvalid, OutputNotWritable
 from qgis_iic.training.checkpoint import (
@@ -27,7 +28,7 @@ from qgis_iic.training.checkpoint import (
 from qgis_iic.training.config import HeldOutConfig, TrainingConfig
 from qgis_iic.training.devices import start
 from qgis_iic.training.distributed import of_first_process
-from qgis_iic.training.imagery import ChipSampler, Moments, Scene, open_scenes, write_scenes
+from qgis_iic.training.imagery import Chips, ChipSampler, Moments, Scene, open_scenes, write_scenes
 from qgis_iic.training.preprocessing import fit_zca
 from qgis_iic.training.prototypes import fit_prototypes
 from qgis_iic.training.sheets import SHEET_ROWS, write_sheet
@@ -128,19 +129,19 @@ class _Loop:
         """At the checkpoint in the folder of a run, or before its first step."""
         if not (run / CHECKPOINT_NAME).exists():
             trainer = new_trainer(self._fabric, config, self._moments)
-            if config.network.preprocessing.startswith("zca"):
-                self._whiten(trainer)
+            front = trainer.objective.network.front
+            if front is not None and config.network.preprocessing.startswith("zca"):
+                self._whiten(front, trainer)
             return trainer
         return self._restored(load_checkpoint(run), config)
 
-    def _whiten(self, trainer: Trainer) -> None:
+    def _whiten(self, front: nn.Conv2d, trainer: Trainer) -> None:
         """Fits the fixed convolution in front of the network to training chips."""
-        random = np.random.default_rng(trainer.config.seeds)
-        chips = self._sampler.draw(WHITENING_CHIPS, random)
+        generator = np.random.default_rng(trainer.config.seeds)
+        chips = self._sampler.draw(WHITENING_CHIPS, generator)
         objective = trainer.objective
-        assert objective.network.front is not None
         image = objective.normalised(*(planes.to(objective.mean.device) for planes in chips[:2])).cpu()
-        fit_zca(objective.network.front, image, chips.valid, random)
+        fit_zca(front, image, chips.valid, generator)
 
     def _restored(self, checkpoint: Checkpoint, config: TrainingConfig) -> Trainer:
         found = TrainingConfig.from_record(checkpoint.config)
@@ -157,7 +158,7 @@ class _Loop:
         steps = config.held_out.seed_steps
         short = replace(config, optimisation=replace(config.optimisation, steps=steps))
         losses: dict[Path, float] = {}
-        assert self._held_out is not None
+        held_out = cast("Chips", self._held_out)  # a configuration of several seeds has some
         for number, seed in enumerate(config.seeds):
             folder = run / f"seed_{seed}"
             folder.mkdir(exist_ok=True)
@@ -165,7 +166,7 @@ class _Loop:
             self.go_on(trainer, folder, number * steps)
             if self.time_is_up():
                 return folder
-            losses[folder] = trainer.evaluate(self._held_out)["held_out_loss"]
+            losses[folder] = trainer.evaluate(held_out)["held_out_loss"]
         return min(losses, key=losses.__getitem__)
 
     def go_on(self, trainer: Trainer, run: Path, earlier_steps: int) -> None:

@@ -64,9 +64,9 @@ class Trainer:
             TrainingCollapsed: see `collapse.CollapseMonitor`.
         """
         started = time.monotonic()
-        random = np.random.default_rng([*self.config.seeds, self.step, self.fabric.global_rank])
-        chips = sampler.draw(self.config.optimisation.chips // self.fabric.world_size, random)
-        outcome = self.parallel(self.fabric.to_device(chips), random)
+        generator = np.random.default_rng([*self.config.seeds, self.step, self.fabric.global_rank])
+        chips = sampler.draw(self.config.optimisation.chips // self.fabric.world_size, generator)
+        outcome = self.parallel(self.fabric.to_device(chips), generator)
         self.monitor.observe(outcome.mutual_information, self.step + 1)
         self.optimiser.zero_grad(set_to_none=True)
         self.fabric.backward(outcome.loss)
