@@ -12,7 +12,7 @@ from qgis_iic.cli.run import PATH, check_places, named_errors
 
 def _known_suffixes(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
     for path in paths:
-        if path.suffix not in (".json", ".md", ".html"):
+        if path.suffix.lower() not in (".json", ".md", ".html"):
             raise click.BadParameter(f"{path} must end in .json, .md or .html")
     return paths
 

@@ -43,7 +43,9 @@ def check_is_no_source(output: str, files: Iterable[str]) -> None:
     """Raises OutputIsOtherKind where the output is one of the files that are read, which replacing it would destroy."""
     for file in files:
         if os.path.exists(file) and os.path.exists(output) and os.path.samefile(file, output):  # noqa: PTH110, PTH121 - as above
-            raise OutputIsOtherKind(f"The output {output} is one of the rasters, or part of one. Choose another name.")
+            raise OutputIsOtherKind(
+                f"The output {output} is one of the files that are read, or part of one. Choose another name."
+            )
 
 
 @contextmanager

@@ -19,13 +19,13 @@ from qgis.core import (
     QgsCoordinateTransformContext,
     QgsCsException,
     QgsGeometry,
-    QgsProcessingUtils,
     QgsProviderRegistry,
     QgsRasterLayer,
     QgsReferencedRectangle,
 )
 
-from qgis_iic.plugin.raster_export import RasterExport, plan_export
+from qgis_iic.plugin.raster_export import PixelSize, RasterExport, plan_export
+from qgis_iic.plugin.temporary_files import temporary_file
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.errors import SourceNotFound, SourceUnsuitable, WindowOutside
 from qgis_iic.protocol.job import Source, Window
@@ -52,19 +52,28 @@ class Reading:
 
 
 def read_layer(
-    layer: QgsRasterLayer, extent: QgsReferencedRectangle | None, model: str, transforms: QgsCoordinateTransformContext
+    layer: QgsRasterLayer,
+    extent: QgsReferencedRectangle | None,
+    pixel_size: PixelSize,
+    transforms: QgsCoordinateTransformContext,
 ) -> Reading:
     """How the engine reads `layer`, or the part of it in `extent`; to be called on the layer's thread.
+
+    Args:
+        layer: what to read.
+        extent: the part of it; None for all.
+        pixel_size: for a layer without pixels of its own.
+        transforms: of the project.
 
     Raises:
         WindowOutside: the extent and the raster have no pixel in common.
         SourceUnsuitable: no plain file and no extent, or no georeferencing and an extent.
-        ModelNotFound, ModelInvalid: the raster has no pixels of its own and the model does not say its pixel size.
+        IicError: the raster has no pixels of its own, and `pixel_size` says why there is no other.
     """
     area = None if extent is None else _area(extent, layer, transforms)
     path = _gdal_path(layer)
     if path is None:
-        return _exported(layer, area, model)
+        return _exported(layer, area, pixel_size)
     window = None if area is None else _window(area, layer.name(), path)
     return Reading(layer.name(), Source(path=path, window=window, crs=_crs_override(layer)))
 
@@ -168,7 +177,7 @@ def _crs_override(layer: QgsRasterLayer) -> str | None:
     return crs.toWkt(QgsCoordinateReferenceSystem.WktVariant.WKT_PREFERRED_GDAL)
 
 
-def _exported(layer: QgsRasterLayer, area: QgsGeometry | None, model: str) -> Reading:
+def _exported(layer: QgsRasterLayer, area: QgsGeometry | None, pixel_size: PixelSize) -> Reading:
     if area is None:
         raise SourceUnsuitable(
             tr(
@@ -177,5 +186,5 @@ def _exported(layer: QgsRasterLayer, area: QgsGeometry | None, model: str) -> Re
             ).format(name=layer.name())
         )
     part = area.boundingBox().intersect(layer.extent())
-    export = plan_export(layer, part, model, QgsProcessingUtils.generateTempFilename("source.tif"))
+    export = plan_export(layer, part, pixel_size, temporary_file(layer.name(), ".tif"))
     return Reading(layer.name(), Source(path=export.path), export)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qgis.core import QgsApplication
+from qgis.core import QgsApplication, QgsNotSupportedException
 from qgis.gui import QgisInterface
 from qgis.PyQt.QtGui import QIcon
 from qgis.PyQt.QtWidgets import QAction
@@ -71,7 +71,13 @@ class Plugin:
         """In Processing's own dialog; what it makes is the model of the next extraction."""
         from qgis import processing
 
-        results = processing.execAlgorithmDialog("iic:matchclusters")
+        try:
+            results = processing.execAlgorithmDialog("iic:matchclusters")
+        except QgsNotSupportedException:
+            self._iface.messageBar().pushWarning(
+                self._menu, tr("This needs the plugin Processing. Enable it in the plugin manager.")
+            )
+            return
         if results and OUTPUT in results:
             self._made_dialog().parameters.model.set_model(results[OUTPUT])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from qgis.core import (
@@ -21,9 +22,11 @@ from qgis.core import (
 )
 from qgis.PyQt.QtCore import Qt
 
-from qgis_iic.plugin.model_file import read_metadata
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.errors import Cancelled, SourceUnsuitable
+
+PixelSize = Callable[[], float]
+"""In metres on the ground; asked for only where a layer has no pixels of its own."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +50,21 @@ class RasterExport:
     path: str
 
 
-def plan_export(layer: QgsRasterLayer, extent: QgsRectangle, model: str, path: str) -> RasterExport:
+def plan_export(layer: QgsRasterLayer, extent: QgsRectangle, pixel_size: PixelSize, path: str) -> RasterExport:
     """Prepares the export of the part `extent` (in the layer's CRS), on the layer's thread.
 
-    The pixels are the raster's own where it has any, else those that `model` expects.
+    The pixels are the raster's own where it has any, else of `pixel_size`.
 
     Raises:
-        ModelNotFound, ModelInvalid: the raster has no pixels of its own and the model does not say its pixel size.
+        IicError: the raster has no pixels of its own, and `pixel_size` says why there is no other.
     """
     provider = layer.dataProvider()
     if provider.capabilities() & Qgis.RasterInterfaceCapability.Size and provider.xSize() > 0:
         columns = extent.width() * provider.xSize() / provider.extent().width()
         rows = extent.height() * provider.ySize() / provider.extent().height()
     else:
-        columns, rows = (side / read_metadata(model).gsd for side in _sides_in_metres(extent, layer.crs()))
+        size = pixel_size()
+        columns, rows = (side / size for side in _sides_in_metres(extent, layer.crs()))
     return RasterExport(
         layer.name(), provider.clone(), extent, layer.crs(), max(1, math.ceil(columns)), max(1, math.ceil(rows)), path
     )

@@ -30,13 +30,18 @@ Window = tuple[int, int, int, int]
 LEAST_MEMORY = 600
 """MB: smallest limit of a run's memory that can be asked for."""
 
-_NO_FILE = re.compile(r"/vsi|[A-Za-z]{2,}:")
-"""Begin of `/vsizip/...`, `GPKG:...` and the like, but not of `C:\\...`."""
+_NO_FILE = re.compile(r"/vsi|[A-Za-z]{2,}:|<")
+"""Begin of `/vsizip/...`, `GPKG:...`, `<VRTDataset>` and the like, but not of `C:\\...`."""
 
 
 def names_a_file(path: str) -> bool:
     """Whether a source's path is that of a file, and not something else that GDAL opens."""
     return os.path.exists(path) or not _NO_FILE.match(path)  # noqa: PTH110 - pathlib's may raise
+
+
+def raster_name(path: str) -> str:
+    """Of a source, without folders and without what follows a question mark: an address may hold a password there."""
+    return Path(path.split("?", maxsplit=1)[0]).name
 
 
 @dataclass(frozen=True)

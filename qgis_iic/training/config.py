@@ -287,20 +287,30 @@ def load_config(path: Path, data: Path | None = None) -> TrainingConfig:
         data: folder of the imagery, instead of the one that the file names.
 
     Raises:
-        JobInvalid: not TOML, or a rule is broken.
-        SourceNotFound: there is no such file.
+        JobInvalid: see `read_toml`; also where a rule is broken.
+        SourceNotFound: see `read_toml`.
     """
-    try:
-        record = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SourceNotFound(f"There is no training configuration at {path}.") from error
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise JobInvalid(f"{path} can't be read as a TOML file: {error}.") from error
+    record = read_toml(path)
     if data is not None:
         record["data"] = str(data)
     _require("data" in record, "it must name the folder `data`")
     record["data"] = str((path.parent / str(record["data"])).resolve())
     return TrainingConfig.from_record(record)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a configuration file says, unchecked.
+
+    Raises:
+        JobInvalid: not TOML.
+        SourceNotFound: there is no such file.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SourceNotFound(f"There is no training configuration at {path}.") from error
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobInvalid(f"{path} can't be read as a TOML file: {error}.") from error
 
 
 def _section(kind: type[Section], record: Any, prefix: str) -> Section:

@@ -149,7 +149,10 @@ def evaluate(
             regions to score on no labelled pixel.
     """
     if not setting.match and metadata.building_clusters is None:
-        raise ModelNotMatched("The model is not matched yet: name labels to match on, or match it first: iic match.")
+        raise ModelNotMatched(
+            "The model is not matched yet: name labels to match on, or match it first: `iic match`, or Match clusters "
+            "to buildings in Processing."
+        )
     ground = Ground([region.labels for region in setting.score])
     nothing = [np.zeros_like(plane, np.bool_) for plane in ground.labels]
     background = ground.confusion(nothing)
@@ -292,8 +295,8 @@ def _clusterings(setting: Setting, metadata: ModelMetadata, baselines: bool) -> 
     if not baselines:
         return
     regions = [*setting.match, *setting.score]
-    generator = random_network(metadata, regions, seed=0)
-    for features, count in ((PIXELS, CLUSTERS), (MULTISCALE, CLUSTERS), (generator, metadata.clusters)):
+    untrained = random_network(metadata, regions, seed=0)
+    for features, count in ((PIXELS, CLUSTERS), (MULTISCALE, CLUSTERS), (untrained, metadata.clusters)):
         means = KMeansClustering(features, regions, seed=0, clusters=count)
         yield _Clustering.whole(f"k-means ({means.count}), {features.name}", means.count, setting, means.clusters)
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from qgis_iic import __version__
 from qgis_iic.protocol.errors import ModelInvalid
+from qgis_iic.protocol.job import raster_name
 from qgis_iic.protocol.model_metadata import (
     BUILDING_CLUSTERS_INPUT,
     CLASS_OUTPUT,
@@ -78,7 +79,7 @@ def describe(checkpoint: Checkpoint, config: TrainingConfig, checksum: str) -> M
     """The model's metadata before matching."""
     mean, std = checkpoint.moments
     imagery = [
-        replace(source, path=Path(source.path).name) if source.is_elsewhere else source for source in config.imagery
+        replace(source, path=raster_name(source.path)) if source.is_elsewhere else source for source in config.imagery
     ]
     settings = replace(config, imagery=tuple(imagery)).to_record()
     del settings["data"]  # a folder of the machine that trained, as those of absolute paths are

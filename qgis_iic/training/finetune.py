@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ from qgis_iic.training.iic_loss import iic_loss, random_displacements
 from qgis_iic.training.imagery import Chips, ChipSampler
 from qgis_iic.training.labelled_chips import CHIP_SIZE, Block, LabelledSampler, read_blocks
 from qgis_iic.training.labels import BUILDING, UNLABELLED
+from qgis_iic.training.matching import find_mapping
 from qgis_iic.training.model_file import read_model, write_model
 from qgis_iic.training.network import upsample
 from qgis_iic.training.pairs import (
@@ -51,8 +53,8 @@ from qgis_iic.training.pairs import (
     jitter_colours,
     random_symmetries,
 )
-from qgis_iic.training.probe import matched, measures, sample_features
-from qgis_iic.training.regions import RegionSource
+from qgis_iic.training.probe import measures, sample_features
+from qgis_iic.training.regions import RegionSource, ignore
 
 LEARNING_RATE = 1e-3
 IIC_WEIGHT = 0.1
@@ -140,7 +142,11 @@ def build_tuned_model(
         ModelInvalid: see `graph_network.check_parity`.
         IicError: see `matching.match`.
     """
-    plain, metadata = matched(network.written_into(model), metadata, sources, "iou")
+    plain = network.written_into(model)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_model(plain, metadata, path)
+        metadata = find_mapping(path, metadata, sources, "iou", ignore)
     head = network.building_head()
     vectors, targets, _ = sample_features(plain, metadata, sources, seed=0)
     record = {"kind": "fine-tuned", **measures(head, vectors, targets)}
@@ -227,7 +233,7 @@ class _Views:
         """Zero mean and unit deviation per band; 0, the mean, where there is no data."""
         return (chips.values - self._mean) / self._std * chips.valid[:, None]
 
-    def generator(self, chips: Chips) -> _View:
+    def random(self, chips: Chips) -> _View:
         symmetries = random_symmetries(len(chips.values), self._generator)
         jittered = jitter_colours(chips.values, self._bands, JITTER, self._generator)
         return _View(apply_each(symmetries, self.plain(chips._replace(values=jittered))), symmetries)
@@ -244,11 +250,11 @@ def _loss(
 ) -> tuple[Tensor, float]:
     """Of a batch that is drawn here, and the intersection over union on its labelled chips."""
     chips, labels = labelled.draw(LABELLED_CHIPS, generator)
-    view = views.generator(chips)
+    view = views.random(chips)
     if unlabelled is None:
         return supervised_loss(_answer(network, view.image).buildings, apply_each(view.symmetries, labels))
     ground = unlabelled.draw(UNLABELLED_CHIPS, generator)
-    seen = views.generator(ground)
+    seen = views.random(ground)
     with torch.no_grad():
         taught = _answer(teacher, views.plain(ground))
     # One batch: all chips share the statistics of batch normalisation.

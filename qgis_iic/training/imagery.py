@@ -83,7 +83,7 @@ def write_scenes(
         for files in [source.files(Path(config.data))]
         for path in files
     ]
-    plain = [entry for entry in listed if _dtype(entry[0]) == DTYPE]
+    plain = [entry for entry in listed if _dtype(entry[0], entry[1].crs) == DTYPE]
     ordered = sorted(listed, key=lambda entry: entry not in plain)
     sums: list[_Sums] = []
     moments: Moments | None = None
@@ -118,8 +118,8 @@ def _files(folder: Path, number: int) -> list[Path]:
     return [folder / f"{number}_{name}.npy" for name in ("values", "valid", "usable")]
 
 
-def _dtype(path: str) -> str:
-    with open_raster(path) as raster:
+def _dtype(path: str, crs: str | None) -> str:
+    with open_raster(path, crs) as raster:
         return raster.dtype
 
 
@@ -247,7 +247,7 @@ class ChipSampler:
         if held_out > 0 and not self._held_out:
             raise SourceUnsuitable(
                 f"The training imagery is too small to hold out {held_out:g} of it in blocks of {chip_size} pixels. "
-                "Raise held_out.share, or set it to 0."
+                "Take more of it. In a configuration, held_out.share may also be raised, or be 0."
             )
 
     def draw(self, count: int, generator: np.random.Generator) -> Chips:

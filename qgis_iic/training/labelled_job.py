@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from qgis_iic.engine.pipeline import warnings_of
 from qgis_iic.engine.progress import RunProgress
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.errors import ModelNotMatched
 from qgis_iic.protocol.events import Emit, Result, Started, Warned
-from qgis_iic.protocol.job import EvaluateJob, MatchJob
+from qgis_iic.protocol.job import EvaluateJob, MatchJob, raster_name
 from qgis_iic.training.matching import match
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.regions import READINGS, Advance, RegionSource, in_blocks, labelled_plan
@@ -37,14 +37,21 @@ def run(job: MatchJob | EvaluateJob, emit: Emit, cancellation: Cancellation) -> 
     inputs = (job.source.path, job.labels, job.area, job.model if isinstance(job, EvaluateJob) else None)
     check_is_no_source(job.output, filter(None, inputs))
     _, metadata = read_model(model)
+    if isinstance(job, EvaluateJob) and metadata.building_clusters is None:
+        raise ModelNotMatched(
+            f"{job.model} does not know yet which of its clusters are buildings. Match it with examples first: "
+            "`iic match`, or Match clusters to buildings in Processing."
+        )
     with scratch_folder(job) as scratch:
         blocks, tiles = in_blocks(_region(job)), 0
+        warnings: dict[str, None] = {}  # of the raster, and so the same for each of its blocks
         for block in blocks:
+            cancellation.check()
             with labelled_plan(block, metadata) as (made, _):
-                warnings = list(warnings_of(made, metadata))
+                warnings |= dict.fromkeys(warnings_of(made, metadata))
                 tiles += made.tiles
         emit(Started(Session(model).provider, job.model, tiles))
-        for warning in warnings:  # of the raster, and so the same for each of its blocks
+        for warning in warnings:
             emit(Warned(warning))
         with_probe = isinstance(job, MatchJob) and job.head == "probe"
         progress = RunProgress((READINGS + with_probe) * tiles, clock, emit, cancellation)
@@ -56,7 +63,7 @@ def run(job: MatchJob | EvaluateJob, emit: Emit, cancellation: Cancellation) -> 
                 figures = _evaluate(job, blocks, staged, progress.of(job.source.path))
         progress.check()
         with write_errors(output):
-            shutil.move(staged, output)
+            staged.replace(output)
     return Result(job.output, (), {**clock.seconds, "total": clock.elapsed}, figures)
 
 
@@ -91,8 +98,11 @@ def _evaluate(job: EvaluateJob, blocks: Sequence[RegionSource], output: Path, ad
     from qgis_iic.training.places import Draws, Place, Protocol
     from qgis_iic.training.report import write_report
 
-    place = Place(Path(job.source.path).stem, (), tuple(blocks))
-    benchmark = run_benchmark(Path(job.model), Protocol((place,), "", Draws()), advance=advance)
+    place = Place(raster_name(job.source.path), (), tuple(blocks))
+    note = (
+        "" if job.area else "Whole buildings are counted by the shapes of the examples, which need not be footprints."
+    )
+    benchmark = run_benchmark(Path(job.model), Protocol((place,), "", Draws(), note), advance=advance)
     write_report(output, f"Evaluation of {Path(job.model).name}", benchmark.figures, benchmark.examples)
     decisive = benchmark.figures["settings"][0]["rows"][-1]
     return {name: mean for name, (mean, _) in decisive["measures"].items()}

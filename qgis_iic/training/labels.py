@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import geopandas
@@ -65,25 +66,41 @@ def labelled_window(raster: Raster, labels: Path, area: Path | None) -> Window:
     return inside
 
 
-def labelled_blocks(raster: Raster, labels: Path, area: Path | None) -> list[Window]:
+def labelled_blocks(raster: Raster, labels: Path, area: Path | None, within: Window | None = None) -> list[Window]:
     """`labelled_window`, or the squares of `BLOCK` pixels in it that hold labels, where these are far apart.
 
     So a few points all over a large raster cost no more than their surroundings.
 
+    Args:
+        raster: open.
+        labels, area: see `read_labels`.
+        within: what lies outside is left out; with a label raster this very window, of any size, is the one block.
+
     Raises:
-        LabelsInvalid: see `labelled_window`.
+        LabelsInvalid: see `labelled_window`; also where no label lies on the raster, or in `within`.
     """
+    if within is not None and _is_raster(labels):
+        return [within]
+    outside = LabelsInvalid(f"No label in {labels} lies on the part of {raster.path} that is asked for.")
     window = labelled_window(raster, labels, area)
-    if area is not None or _is_raster(labels):
+    if _is_raster(labels):
         return [window]
-    features = _in_crs(_read_features(labels, raster.crs), raster.crs)
+    inside = window if within is None else window.intersection(within)
+    if inside is None:
+        raise outside
+    window = inside
+    known = _read_features(labels, raster.crs) if area is None else _read(area, _POLYGONS)
+    features = _in_crs(known, raster.crs)
     places: set[tuple[int, int]] = set()
     for bounds in features.bounds.itertuples(index=False):
         covered = _covered(raster, tuple(bounds))
+        covered = None if covered is None else covered.intersection(window)
         if covered is not None:
             rows = range(covered.row // BLOCK, (covered.row + covered.height - 1) // BLOCK + 1)
             cols = range(covered.col // BLOCK, (covered.col + covered.width - 1) // BLOCK + 1)
             places.update((row, col) for row in rows for col in cols)
+    if not places:
+        raise outside
     if 2 * len(places) * BLOCK**2 > window.width * window.height:
         return [window]
     squares = (Window(col * BLOCK, row * BLOCK, BLOCK, BLOCK).intersection(window) for row, col in sorted(places))
@@ -201,6 +218,12 @@ def _extent(labels: Path, area: Path | None, crs: pyproj.CRS | None) -> tuple[Bo
 
 def _read(path: Path, types: tuple[str, ...]) -> geopandas.GeoDataFrame:
     """The features of these geometry types."""
+    return _read_once(path, types, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(maxsize=4)
+def _read_once(path: Path, types: tuple[str, ...], _: int) -> geopandas.GeoDataFrame:
+    """As of a time of modification: labels that lie far apart are asked for block by block."""
     try:
         frame = geopandas.read_file(path)
     except Exception as error:  # pyogrio, fiona-less GDAL and missing files each raise their own

@@ -136,24 +136,34 @@ def match(
         IicError: see `regions.RegionReader`, `model_file.read_model` and `model_file.write_model`.
     """
     proto, metadata = without_building_head(*read_model(model))
-    named = list(sources)
+    matched = find_mapping(model, metadata, list(sources), objective, advance)
+    write_model(proto, matched, output)
+    return matched
+
+
+def find_mapping(
+    model: Path, metadata: ModelMetadata, sources: Sequence[RegionSource], objective: Objective, advance: Advance
+) -> ModelMetadata:
+    """What `match` writes into the file, from `metadata`, those of the model without its building head."""
     reader = RegionReader(model)
-    regions = [reader.read(block, advance) for source in named for block in in_blocks(source)]
-    labels = [region.labels for region in regions]
-    check_labels(labels, ", ".join(source.labels.name for source in named))
+    labels, whole, assignments = [], [], []
+    by_shares = False
+    for block in (block for source in sources for block in in_blocks(source)):
+        region = reader.read(block, advance)  # its pixels are no longer needed
+        labels.append(region.labels)
+        whole.append(region.whole_assignment(metadata))
+        assignments.append(region.assignment(metadata))
+        by_shares |= region.shares is not None
+    check_labels(labels, ", ".join(source.labels.name for source in sources))
     # The table of clusters counts pixels, each in its largest; the mapping may go by their shares.
-    support = total_support([region.whole_assignment(metadata) for region in regions], labels, metadata.clusters)
-    assignments = [region.assignment(metadata) for region in regions]
+    support = total_support(whole, labels, metadata.clusters)
     mapping = best_mappings(assignments, labels, metadata.clusters)[objective]
-    record = _record(support, mapping, objective, named)
+    record = _record(support, mapping, objective, sources)
     spread = spread_over_draws(assignments, labels, metadata.clusters, objective)
     if spread is not None:
         record["spread"] = asdict(spread)
     matched = metadata.matched(mapping.building_clusters, record)
-    if any(region.shares is not None for region in regions):
-        matched = replace(matched, decision="probability")
-    write_model(proto, matched, output)
-    return matched
+    return replace(matched, decision="probability") if by_shares else matched
 
 
 def match_by_hand(model: Path, building_clusters: Iterable[int], output: Path) -> ModelMetadata:

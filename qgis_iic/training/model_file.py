@@ -98,7 +98,12 @@ def open_inner(model: onnx.ModelProto, name: str) -> Callable[[NDArray[np.float3
 
     Returns:
         What computes the tensor of that name from raw pixels, float32 [N, bands, H, W].
+
+    Raises:
+        ModelInvalid: the graph has no such tensor: it is not one of `iic export`.
     """
+    if not any(name in node.output for node in model.graph.node):
+        raise ModelInvalid(f"The model's graph has no tensor `{name}`: it is not one of `iic export`.")
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
     if name not in {output.name for output in opened.graph.output}:

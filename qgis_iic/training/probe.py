@@ -12,10 +12,9 @@ bias, are therefore chosen on ground that was left out: by cross-validation over
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,9 @@ from numpy.typing import NDArray
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.job import Objective
 from qgis_iic.protocol.model_metadata import ModelMetadata
-from qgis_iic.training.building_head import BuildingHead, with_building_head
+from qgis_iic.training.building_head import BuildingHead, with_building_head, without_building_head
 from qgis_iic.training.labels import BACKGROUND, BUILDING, Labels
-from qgis_iic.training.matching import match
+from qgis_iic.training.matching import find_mapping
 from qgis_iic.training.model_file import FEATURES, open_inner, read_model, write_model
 from qgis_iic.training.regions import Advance, RegionSource, each_tile, ignore, in_blocks, labelled_plan
 
@@ -61,29 +60,15 @@ def match_with_probe(
         ModelInvalid: see `building_head.with_building_head`.
         IicError: see `matching.match`.
     """
-    proto, metadata = matched(*read_model(model), sources, objective, advance)
+    proto, metadata = without_building_head(*read_model(model))
     vectors, targets, groups = sample_features(proto, metadata, sources, seed=0, advance=advance)
+    metadata = find_mapping(model, metadata, sources, objective, advance)
     head = fit_head(vectors, targets, groups)
     record = {"kind": "probe", **measures(head, vectors, targets)}
     metadata = replace(metadata, matching={**metadata.matching, "head": record})
     made, metadata = with_building_head(proto, metadata, head)
     write_model(made, metadata, output)
     return metadata
-
-
-def matched(
-    model: onnx.ModelProto,
-    metadata: ModelMetadata,
-    sources: Iterable[RegionSource],
-    objective: Objective,
-    advance: Advance = ignore,
-) -> tuple[onnx.ModelProto, ModelMetadata]:
-    """What `matching.match` makes of a model, in memory."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        write_model(model, metadata, path)
-        match(path, sources, objective, path, advance)
-        return read_model(path)
 
 
 def sample_features(

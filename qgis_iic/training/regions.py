@@ -18,7 +18,7 @@ from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Tile, Window
 from qgis_iic.protocol.errors import LabelsInvalid
-from qgis_iic.protocol.job import Source
+from qgis_iic.protocol.job import Source, raster_name
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
 from qgis_iic.training.assignments import Assignment, SharedAssignment, WholeAssignment
 from qgis_iic.training.labels import UNLABELLED, Labels, labelled_blocks, labelled_window, read_labels
@@ -54,7 +54,7 @@ class RegionSource:
 
     def to_record(self) -> dict[str, Any]:
         """Names without folders, for the model's metadata."""
-        record: dict[str, Any] = {"imagery": Path(self.imagery).name, "labels": self.labels.name}
+        record: dict[str, Any] = {"imagery": raster_name(str(self.imagery)), "labels": self.labels.name}
         if self.area is not None:
             record["area"] = self.area.name
         if self.window is not None:
@@ -66,14 +66,12 @@ def in_blocks(source: RegionSource) -> list[RegionSource]:
     """The source with the window of its labels, or several where these are far apart: see `labels.labelled_blocks`.
 
     Raises:
-        LabelsInvalid: see `labels.labelled_window`; also for a file that is missing.
+        LabelsInvalid: see `labels.labelled_blocks`; also for a file that is missing.
         IicError: see `engine.raster`.
     """
     _check_files(source)
-    if source.window is not None:
-        return [source]
     with open_raster(source.imagery, source.crs) as raster:
-        windows = labelled_blocks(raster, source.labels, source.area)
+        windows = labelled_blocks(raster, source.labels, source.area, source.window)
     return [dataclasses.replace(source, window=window) for window in windows]
 
 

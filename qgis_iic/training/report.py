@@ -45,11 +45,11 @@ def write_report(path: Path, title: str, figures: dict[str, Any], examples: Mapp
         OutputNotWritable: the folder is missing, full or not writable.
     """
     try:
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
             return
         blocks = report_blocks(title, figures, examples)
-        if path.suffix == ".html":
+        if path.suffix.lower() == ".html":
             path.write_text(to_html(title, blocks), encoding="utf-8")
             return
         folder = path.with_name(f"{path.stem}_pictures")

@@ -178,8 +178,9 @@ class _Loop:
         def save() -> None:
             """Logs first, then the checkpoint: they hold every step of it, and no step twice."""
             if self._fabric.is_global_zero:
-                log.write()
-                held_out_log.write()
+                with _write_errors(run):
+                    log.write()
+                    held_out_log.write()
             save_checkpoint(trainer.checkpoint(measures), run / CHECKPOINT_NAME, self._fabric)
 
         saved = time.monotonic()

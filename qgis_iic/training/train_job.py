@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from qgis_iic.engine.cancellation import Cancellation
@@ -12,9 +11,11 @@ from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.progress import RunProgress
 from qgis_iic.engine.raster import open_raster
+from qgis_iic.engine.tiling import Window, clip
+from qgis_iic.protocol.errors import JobInvalid
 from qgis_iic.protocol.events import Emit, Result, Started
 from qgis_iic.protocol.job import Source, TrainJob
-from qgis_iic.training.config import ImagerySource, TrainingConfig, load_config
+from qgis_iic.training.config import ImagerySource, TrainingConfig, read_toml
 from qgis_iic.training.devices import start
 from qgis_iic.training.export import export
 from qgis_iic.training.train import train
@@ -34,7 +35,7 @@ def run(job: TrainJob, emit: Emit, cancellation: Cancellation) -> Result:
         cancellation: looked at between steps.
 
     Raises:
-        IicError: see `config.load_config`, `train.train` and `export.export`; also where the output is a source.
+        IicError: see `configuration`, `train.train` and `export.export`; also where the output is a source.
     """
     clock = Clock()
     output = Path(job.output)
@@ -64,7 +65,7 @@ def run(job: TrainJob, emit: Emit, cancellation: Cancellation) -> Result:
             export(scratch / "run", staged)
         progress.check()
         with write_errors(output):
-            shutil.move(staged, output)
+            staged.replace(output)
     return Result(job.output, (), {**clock.seconds, "total": clock.elapsed})
 
 
@@ -74,16 +75,20 @@ def configuration(job: TrainJob) -> TrainingConfig:
     The range of ground sampling distances keeps its ratio to the distance.
 
     Raises:
-        IicError: see `config.load_config`, `engine.raster.open_raster` and `Raster.default_bands`.
+        IicError: see `config.read_toml`, `TrainingConfig.from_record`, `engine.raster.open_raster` and
+            `Raster.default_bands`.
     """
-    recipe = load_config(Path(job.recipe), data=Path())
+    record = read_toml(Path(job.recipe))
+    names = record.get("bands")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise JobInvalid(f"The recipe {job.recipe} does not name its bands.")
+    imagery = [asdict(_imagery(source, tuple(names))) for source in job.sources]
+    recipe = TrainingConfig.from_record(record | {"data": "", "imagery": imagery, "name": Path(job.output).stem})
     gsd = recipe.gsd if job.gsd is None else job.gsd
     least, most = (limit * (gsd / recipe.gsd) for limit in recipe.gsd_range)
     steps = recipe.optimisation.steps if job.steps is None else job.steps
     return replace(
         recipe,
-        name=Path(job.output).stem,
-        imagery=tuple(_imagery(source, recipe.bands) for source in job.sources),
         gsd=gsd,
         gsd_range=(min(least, gsd), max(most, gsd)),
         note="",
@@ -97,6 +102,6 @@ def _imagery(source: Source, names: tuple[str, ...]) -> ImagerySource:
         if bands is None:
             bands = raster.default_bands(names)
         raster.check_bands(bands, names)
-        width, height = (raster.width, raster.height) if source.window is None else source.window[2:]
-        area = width * raster.gsd[0] * height * raster.gsd[1]
+        window = clip(Window(*(source.window or (0, 0, raster.width, raster.height))), raster.width, raster.height)
+        area = window.width * raster.gsd[0] * window.height * raster.gsd[1]
     return ImagerySource(source.path, bands, area, window=source.window, crs=source.crs)

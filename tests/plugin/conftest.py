@@ -109,6 +109,19 @@ def raster(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def tiles(tmp_path: Path) -> Any:
+    """A layer of a map service whose every tile is the same orange."""
+    from qgis.core import QgsRasterLayer
+    from qgis.PyQt.QtGui import QColor, QImage
+
+    image = QImage(256, 256, QImage.Format.Format_RGB32)
+    image.fill(QColor(200, 100, 50))
+    image.save(str(tmp_path / "tile.png"))
+    url = (tmp_path / "tile.png").as_uri()
+    return QgsRasterLayer(f"type=xyz&url={url}&zmin=0&zmax=19", "service", "wms")
+
+
+@pytest.fixture
 def wait() -> Callable[..., None]:
     """Lets Qt work until `condition` holds; fails after `seconds`."""
     from qgis.PyQt.QtWidgets import QApplication

@@ -58,7 +58,7 @@ def test_every_parameter_reaches_the_job(
     assert algorithm.checkParameterValues(parameters, context) == (True, "")
     assert algorithm.prepareAlgorithm(parameters, context, QgsProcessingFeedback())
     job = algorithm.job(parameters, context, algorithm._readings)
-    assert QgsVectorLayer(job.labels, "", "ogr").featureCount() == 5
+    assert QgsVectorLayer(job.labels, "", "ogr").featureCount() == 1  # that lies on the raster
     assert QgsVectorLayer(job.area, "", "ogr").featureCount() == 1
     assert replace(job, id="0", labels="labels", area="area") == EvaluateJob(
         source=Source(path=str(path), bands=(3, 2, 1), window=(10, 10, 10, 10)),
@@ -97,3 +97,28 @@ def test_the_real_engine_measures(
     assert results["OBJECT_F1"] == 1
     assert "F1 of whole buildings: 1.000" in feedback.textLog()
     assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_without_an_area_whole_buildings_are_not_counted(
+    provider: Any, context: Any, sample: Path, tmp_path: Path
+) -> None:
+    layer = QgsVectorLayer("Point?crs=EPSG:32645&field=building:int", "points", "memory")
+    with edit(layer):
+        for col, row, building in ((40, 45, 1), (145, 52, 1), (10, 10, 0), (200, 100, 0)):
+            feature = QgsFeature(layer.fields())
+            feature.setGeometry(QgsGeometry.fromWkt(f"Point ({500000 + 0.3 * col} {3000000 - 0.3 * row})"))
+            feature[0] = building
+            layer.addFeature(feature)
+    algorithm = QgsApplication.processingRegistry().createAlgorithmById("iic:evaluatebuildings")
+    feedback = QgsProcessingFeedback(False)
+    parameters = {
+        "INPUT": str(sample / "scene.tif"),
+        "LABELS": layer,
+        "MODEL": str(sample / "model.onnx"),
+        "OUTPUT": str(tmp_path / "REPORT.HTML"),
+    }
+    results, succeeded = algorithm.run(parameters, context, feedback)
+    assert succeeded, feedback.textLog()
+    assert results["BUILDING_IOU"] == 1
+    assert "OBJECT_F1" not in results
+    assert "need not be footprints" in (tmp_path / "REPORT.HTML").read_text()

@@ -18,10 +18,10 @@ from qgis.core import (
     QgsRectangle,
     QgsReferencedRectangle,
 )
-from qgis.PyQt.QtGui import QColor, QImage
 
 from qgis_iic.plugin import raster_export
 from qgis_iic.plugin.layer_source import Reading, read_layer, window_of
+from qgis_iic.plugin.model_file import read_metadata
 from qgis_iic.protocol.errors import (
     Cancelled,
     ModelInvalid,
@@ -44,7 +44,7 @@ ROTATED = (500000, 0.5 * _COS, 0.5 * _SIN, 3000000, 0.5 * _SIN, -0.5 * _COS)
 
 def read(layer: QgsRasterLayer, extent: QgsReferencedRectangle | None = None, model: str = "") -> Reading:
     assert layer.isValid()
-    return read_layer(layer, extent, model, TRANSFORMS)
+    return read_layer(layer, extent, lambda: read_metadata(model).gsd, TRANSFORMS)
 
 
 def corners(columns: tuple[float, float], rows: tuple[float, float]) -> list[tuple[float, float]]:
@@ -157,16 +157,6 @@ def test_a_custom_crs_travels_as_wkt(raster: Any) -> None:
     layer = QgsRasterLayer(str(raster()), "town")
     layer.setCrs(QgsCoordinateReferenceSystem.fromProj("+proj=tmerc +lat_0=1 +lon_0=2 +datum=WGS84"))
     assert "Transverse" in read(layer).source.crs
-
-
-@pytest.fixture
-def tiles(tmp_path: Path) -> QgsRasterLayer:
-    """A map service whose every tile is the same orange."""
-    image = QImage(256, 256, QImage.Format.Format_RGB32)
-    image.fill(QColor(200, 100, 50))
-    image.save(str(tmp_path / "tile.png"))
-    url = (tmp_path / "tile.png").as_uri()
-    return QgsRasterLayer(f"type=xyz&url={url}&zmin=0&zmax=19", "service", "wms")
 
 
 def around(longitude: float, latitude: float, metres: float) -> QgsReferencedRectangle:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from qgis.core import (
     QgsApplication,
+    QgsCoordinateReferenceSystem,
     QgsFeature,
     QgsGeometry,
     QgsProcessingFeatureSourceDefinition,
@@ -25,7 +26,7 @@ from qgis_iic.plugin.model_file import read_metadata
 from qgis_iic.protocol.job import MatchJob, Source
 
 ROOF = QgsRectangle(500006.5, 2999982.5, 500017.5, 2999990.5)  # inside the first of sample_job.ROOFS
-GROUND = QgsRectangle(500030, 2999920, 500045, 2999930)
+GROUND = QgsRectangle(500001, 2999986, 500004, 2999989)
 
 
 @pytest.fixture
@@ -115,6 +116,49 @@ def test_edits_that_are_not_saved_count(provider: Any, context: Any, raster: Any
     layer.rollBack()
 
 
+def test_what_lies_off_the_raster_is_left_where_it_is(provider: Any, context: Any, raster: Any) -> None:
+    far = QgsRectangle(500906.5, 2999982.5, 500917.5, 2999990.5).asWktPolygon()
+    layer = examples((ROOF.asWktPolygon(), 1), (far, 1), (GROUND.asWktPolygon(), 0))
+    job = job_of({"INPUT": str(raster()), "LABELS": layer, "OUTPUT": "/out/m.onnx"}, context)
+    assert [building for _, building in read(job.labels)] == [1, 0]
+    assert Path(job.labels).name == "examples.gpkg"  # what errors and the model's record say
+
+
+def test_examples_elsewhere_are_named(algorithm: Any, context: Any, raster: Any, tmp_path: Path) -> None:
+    layer = examples((QgsRectangle(1, 1, 2, 2).asWktPolygon(), 1))
+    feedback = QgsProcessingFeedback(False)
+    parameters = {"INPUT": str(raster()), "LABELS": layer, "OUTPUT": str(tmp_path / "m.onnx")}
+    assert algorithm.run(parameters, context, feedback)[1] is False
+    assert "Nothing in examples lies on the raster" in feedback.textLog()
+
+
+def test_examples_without_a_crs_lie_on_the_raster(algorithm: Any, context: Any, sample: Path, tmp_path: Path) -> None:
+    layer = QgsVectorLayer("Polygon?field=building:int", "examples", "memory")
+    layer.setCrs(QgsCoordinateReferenceSystem())
+    with edit(layer):
+        for shape, building in ((ROOF, 1), (GROUND, 0)):
+            feature = QgsFeature(layer.fields())
+            feature.setGeometry(QgsGeometry.fromRect(shape))
+            feature[0] = building
+            layer.addFeature(feature)
+    results = run(algorithm, context, sample, tmp_path, LABELS=layer)
+    assert read_metadata(results["OUTPUT"]).building_clusters == (3,)
+
+
+def test_a_classifier_asks_for_a_model_of_this_project(
+    algorithm: Any, context: Any, sample: Path, tmp_path: Path
+) -> None:
+    feedback = QgsProcessingFeedback(False)
+    parameters = {
+        "INPUT": str(sample / "scene.tif"),
+        "MODEL": str(sample / "model.onnx"),
+        "LABELS": both_kinds(),
+        "OUTPUT": str(tmp_path / "m.onnx"),
+    }
+    assert algorithm.run(parameters, context, feedback)[1] is False
+    assert "Error: model-invalid" in feedback.textLog()
+
+
 def test_a_selection_counts_alone_where_the_user_says_so(provider: Any, context: Any, raster: Any) -> None:
     layer = both_kinds()
     layer.selectByIds([2])
@@ -126,12 +170,12 @@ def test_a_selection_counts_alone_where_the_user_says_so(provider: Any, context:
 @pytest.mark.parametrize(
     ("kind", "wkt"),
     [
-        ("MultiPolygonZ", "MultiPolygonZ (((500007 2999980 1, 500017 2999980 1, 500017 2999990 1, 500007 2999980 1)))"),
+        ("MultiPolygonZ", "MultiPolygonZ (((500007 2999983 1, 500017 2999983 1, 500017 2999990 1, 500007 2999983 1)))"),
         ("Point", "Point (500010 2999985)"),
         ("MultiPoint", "MultiPoint ((500010 2999985),(500012 2999985))"),
-        ("CurvePolygon", "CurvePolygon (CircularString (500007 2999985, 500012 2999990, 500017 2999985, "
-         "500012 2999980, 500007 2999985))"),
-        ("Polygon", "Polygon ((500007 2999980, 500017 2999990, 500017 2999980, 500007 2999990, 500007 2999980))"),
+        ("CurvePolygon", "CurvePolygon (CircularString (500009 2999986, 500012 2999989, 500015 2999986, "
+         "500012 2999983, 500009 2999986))"),
+        ("Polygon", "Polygon ((500007 2999983, 500017 2999990, 500017 2999983, 500007 2999990, 500007 2999983))"),
     ],
 )  # fmt: skip
 def test_examples_of_any_shape_are_learnt_from(

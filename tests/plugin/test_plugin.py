@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qgis.core import Qgis, QgsApplication, QgsProcessingParameterDefinition
+from qgis.core import Qgis, QgsApplication, QgsNotSupportedException, QgsProcessingParameterDefinition
 from qgis.PyQt.QtCore import QEvent
 from qgis.PyQt.QtWidgets import QAction, QApplication
 
@@ -101,6 +101,21 @@ def test_the_model_that_was_matched_is_used_next(iface: Any, monkeypatch: pytest
     plugin.unload()
     delete_later()
     assert iface.mainWindow().findChild(QAction, MATCH_ACTION_NAME) is None
+
+
+def test_matching_without_processing_says_what_is_missing(iface: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise QgsNotSupportedException("Processing plugin has not been loaded")
+
+    said: list[str] = []
+    monkeypatch.setattr("qgis.processing.execAlgorithmDialog", missing)
+    monkeypatch.setattr(iface.messageBar(), "pushWarning", lambda title, text: said.append(text))
+    plugin = qgis_iic.classFactory(iface)
+    plugin.initGui()
+    plugin._show_matching()
+    assert "Enable it" in said[0]
+    plugin.unload()
+    delete_later()
 
 
 def test_the_options_page_keeps_the_interpreter(engine: Any) -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qgis.core import QgsApplication, QgsProcessingFeedback
+import pytest
+from qgis.core import QgsApplication, QgsProcessingException, QgsProcessingFeedback, QgsRasterLayer
 
 from qgis_iic.plugin import resource_paths
 from qgis_iic.plugin.algorithms.train_segmenter import TrainSegmenter
@@ -73,6 +74,25 @@ def test_what_most_users_leave_alone(provider: Any, context: Any, raster: Any) -
     job = job_of({"INPUT": [path], "OUTPUT": "/out/mine.onnx"}, context)
     assert job == TrainJob((Source(path),), resource_paths.default_recipe(), "/out/mine.onnx", id="0")
     assert Path(job.recipe).is_file()
+
+
+def test_a_map_service_is_fetched_at_the_distance_to_train_at(
+    provider: Any, context: Any, tiles: QgsRasterLayer
+) -> None:
+    parameters = {"INPUT": [tiles], "EXTENT": "85.5,85.501,27.6,27.601 [EPSG:4326]", "OUTPUT": "/out/mine.onnx"}
+    sides = []
+    for gsd in (0.5, 1.0):
+        algorithm = TrainSegmenter()
+        algorithm.initAlgorithm()
+        assert algorithm.prepareAlgorithm(parameters | {"GSD": gsd}, context, QgsProcessingFeedback())
+        (reading,) = algorithm._readings
+        sides.append(reading.export.columns)
+    assert sides[0] == pytest.approx(2 * sides[1], abs=1)
+    assert 95 < sides[1] < 102  # a thousandth of a degree
+    algorithm = TrainSegmenter()
+    algorithm.initAlgorithm()
+    with pytest.raises(QgsProcessingException, match="ground sampling distance"):
+        algorithm.prepareAlgorithm(parameters, context, QgsProcessingFeedback())
 
 
 def test_an_output_of_another_kind_is_refused(provider: Any, context: Any, raster: Any) -> None:

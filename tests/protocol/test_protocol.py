@@ -18,6 +18,7 @@ from qgis_iic.protocol.job import (
     Source,
     TrainJob,
     layer_names,
+    raster_name,
     read_job,
 )
 from qgis_iic.protocol.model_metadata import KEY, ModelMetadata
@@ -99,6 +100,11 @@ def test_a_matching_that_breaks_a_rule_is_refused(changes: dict[str, object]) ->
 def test_a_training_that_breaks_a_rule_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(JobInvalid):
         read_job(json.dumps(json.loads(TRAIN.to_json()) | changes))
+
+
+def test_names_of_rasters_hold_no_folders_and_no_secrets() -> None:
+    assert raster_name("/home/me/a.tif") == "a.tif"
+    assert raster_name("/vsicurl/https://host/a.tif?token=secret/1") == "a.tif"
 
 
 def test_the_scratch_folder_lies_beside_the_output_and_is_the_jobs_own() -> None:

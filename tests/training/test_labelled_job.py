@@ -10,19 +10,25 @@ from pathlib import Path
 
 import geopandas
 import pytest
-from shapely.geometry import Point
+from shapely.geometry import Point, box
 
 from qgis_iic.engine.cancellation import Cancellation
-from qgis_iic.protocol.errors import Cancelled, LabelsInvalid, OutputIsOtherKind
+from qgis_iic.protocol.errors import (
+    Cancelled,
+    LabelsInvalid,
+    ModelNotMatched,
+    OutputIsOtherKind,
+    OutputNotWritable,
+)
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, decode
 from qgis_iic.protocol.job import EvaluateJob, MatchJob, Source
-from qgis_iic.training import labelled_job
+from qgis_iic.training import labelled_job, matching
 from qgis_iic.training.benchmark import run_benchmark
 from qgis_iic.training.building_head import building_head
 from qgis_iic.training.matching import match
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.places import Draws, Place, Protocol
-from qgis_iic.training.regions import RegionSource
+from qgis_iic.training.regions import Advance, Region, RegionReader, RegionSource, ignore
 from tests.rasters import NORTH_UP
 
 ENGINE = Path(__file__).resolve().parents[2] / "qgis_iic" / "engine_main.py"
@@ -86,9 +92,7 @@ def test_bands_and_a_window_count(job: MatchJob) -> None:
     assert read_model(Path(job.output))[1].matching["support"] != whole["support"]
 
 
-def test_a_warning_says_that_the_raster_is_resampled(
-    job: MatchJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_warning_says_that_the_raster_is_resampled(job: MatchJob, tmp_path: Path) -> None:
     (warned,) = [event for event in run(replace(job, source=coarse(job, tmp_path))) if isinstance(event, Warned)]
     assert "resampled" in warned.message
 
@@ -104,6 +108,49 @@ def coarse(job: MatchJob, folder: Path) -> Source:
         with rasterio.open(path, "w", **profile) as written:
             written.write(raster.read())
     return Source(str(path))
+
+
+def write_examples(path: Path, *places: tuple[int, int, int]) -> str:
+    """Points at these columns and rows of the village that are buildings or not."""
+    frame = geopandas.GeoDataFrame(
+        {"building": [building for *_, building in places]},
+        geometry=[Point(NORTH_UP @ (col, row)) for col, row, _ in places],
+        crs="EPSG:32645",
+    )
+    frame.to_file(path)
+    return str(path)
+
+
+def test_labels_around_the_raster_are_not_on_it(job: MatchJob, tmp_path: Path) -> None:
+    labels = write_examples(tmp_path / "points.gpkg", (-50, 80, 1), (500, 80, 0))
+    with pytest.raises(LabelsInvalid, match="No label"):
+        run(replace(job, labels=labels))
+
+
+@pytest.mark.parametrize("with_area", [False, True])
+def test_a_large_window_costs_no_more_than_the_labels_in_it(
+    job: MatchJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_area: bool
+) -> None:
+    monkeypatch.setattr("qgis_iic.training.labels.BLOCK", 20)
+    labels = write_examples(tmp_path / "points.gpkg", (15, 15, 1), (35, 35, 0), (125, 125, 0))
+    part = replace(job, labels=labels, source=replace(job.source, window=(0, 0, 100, 100)))
+    if with_area:
+        corners = [box(*(NORTH_UP @ (col, row + 30)), *(NORTH_UP @ (col + 30, row))) for col, row in ((0, 0), (70, 70))]
+        geopandas.GeoDataFrame(geometry=corners, crs="EPSG:32645").to_file(tmp_path / "area.gpkg")
+        roof = box(*(NORTH_UP @ (8, 22)), *(NORTH_UP @ (22, 8)))
+        geopandas.GeoDataFrame(geometry=[roof], crs="EPSG:32645").to_file(tmp_path / "roof.gpkg")
+        part = replace(part, labels=str(tmp_path / "roof.gpkg"), area=str(tmp_path / "area.gpkg"))
+    seen = []
+
+    class Spy(RegionReader):
+        def read(self, source: RegionSource, advance: Advance = ignore) -> Region:
+            seen.append(source.window)
+            return super().read(source, advance)
+
+    monkeypatch.setattr(matching, "RegionReader", Spy)
+    run(part)
+    assert len(seen) == (8 if with_area else 2)
+    assert all(window.width <= 20 and window.col_stop <= 100 for window in seen)
 
 
 def test_an_error_leaves_what_was_there(job: MatchJob, tmp_path: Path) -> None:
@@ -124,6 +171,30 @@ def test_the_output_takes_the_place_of_none_of_its_inputs_but_the_model(job: Mat
     own.write_bytes(Path(job.model).read_bytes())
     run(replace(job, model=str(own), output=str(own)))
     assert read_model(own)[1].building_clusters
+
+
+def test_a_folder_of_that_name_is_not_filled(job: MatchJob, tmp_path: Path) -> None:
+    (tmp_path / "matched.onnx").mkdir()
+    with pytest.raises(OutputNotWritable):
+        run(job)
+    assert not list((tmp_path / "matched.onnx").iterdir())
+
+
+def test_an_evaluation_says_at_once_that_the_model_is_not_matched(job: MatchJob, tmp_path: Path) -> None:
+    events: list[Event] = []
+    evaluation = EvaluateJob(job.source, job.labels, job.model, str(tmp_path / "report.html"))
+    with pytest.raises(ModelNotMatched, match="Match clusters"):
+        labelled_job.run(evaluation, events.append, Cancellation())
+    assert events == []
+
+
+def test_nothing_is_written_outside_the_scratch_folder(
+    job: MatchJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is killed can't clean up after itself, and others remove its scratch folder."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    run(replace(job, head="probe"))
+    assert Path(job.output).is_file()
 
 
 def test_cancelling_writes_nothing(job: MatchJob, tmp_path: Path) -> None:
@@ -179,11 +250,7 @@ def test_scattered_labels_are_evaluated_by_their_surroundings(
     job: MatchJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qgis_iic.training.labels.BLOCK", 20)
-    frame = geopandas.GeoDataFrame(
-        {"building": [1, 0]}, geometry=[Point(NORTH_UP @ (15, 15)), Point(NORTH_UP @ (125, 125))], crs="EPSG:32645"
-    )
-    frame.to_file(tmp_path / "points.gpkg")
-    scattered = replace(job, labels=str(tmp_path / "points.gpkg"))
+    scattered = replace(job, labels=write_examples(tmp_path / "points.gpkg", (15, 15, 1), (125, 125, 0)))
     run(scattered)
     result = run(EvaluateJob(job.source, scattered.labels, job.output, str(tmp_path / "report.html")))[-1]
     assert isinstance(result, Result)

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 
 from qgis_iic.engine.cancellation import Cancellation
-from qgis_iic.protocol.errors import Cancelled, ModelBandsMismatch, OutputIsOtherKind, SourceUnsuitable
+from qgis_iic.protocol.errors import Cancelled, JobInvalid, ModelBandsMismatch, OutputIsOtherKind, SourceUnsuitable
 from qgis_iic.protocol.events import Event, Progress, Result, Started, decode
 from qgis_iic.protocol.job import Source, TrainJob
 from qgis_iic.training import train_job
@@ -77,6 +78,33 @@ def test_a_window_is_all_that_is_seen(job: TrainJob) -> None:
     train_job.run(half, lambda event: None, Cancellation())
     (source,) = read_model(Path(job.output))[1].training["imagery"]
     assert source["window"] == [0, 0, 80, 160]
+
+
+def test_a_window_counts_by_what_is_left_of_it(job: TrainJob) -> None:
+    whole, beyond = (
+        configuration(replace(job, sources=(replace(job.sources[0], window=window),))).imagery[0].share
+        for window in ((0, 0, 160, 160), (-10, -10, 6000, 6000))
+    )
+    assert beyond == whole
+
+
+def test_a_recipe_needs_no_imagery_of_its_own(job: TrainJob, tmp_path: Path) -> None:
+    text = Path(job.recipe).read_text()
+    (tmp_path / "bare.toml").write_text(text[: text.index("[[imagery]]")].replace('data = "."', ""))
+    bare = configuration(replace(job, recipe=str(tmp_path / "bare.toml")))
+    assert bare == configuration(job)
+    (tmp_path / "bare.toml").write_text("name = 'x'")
+    with pytest.raises(JobInvalid, match="bands"):
+        configuration(replace(job, recipe=str(tmp_path / "bare.toml")))
+
+
+def test_a_source_that_is_no_file_is_one_all_the_same(job: TrainJob, tmp_path: Path) -> None:
+    address = f"/vsizip/{tmp_path}/scenes.zip/scene.tif"
+    with ZipFile(tmp_path / "scenes.zip", "w") as archive:
+        archive.write(job.sources[0].path, "scene.tif")
+    train_job.run(replace(job, sources=(Source(address, bands=(1, 2, 3)),)), lambda event: None, Cancellation())
+    (source,) = read_model(Path(job.output))[1].training["imagery"]
+    assert source["path"] == "scene.tif"
 
 
 def test_another_number_of_bands_is_named(job: TrainJob) -> None:

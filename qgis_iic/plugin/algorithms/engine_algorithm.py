@@ -29,6 +29,7 @@ from qgis.PyQt.QtGui import QIcon
 from qgis_iic.plugin import engine_environment, engine_process, raster_export, resource_paths
 from qgis_iic.plugin.algorithms.feedback_listener import FeedbackListener
 from qgis_iic.plugin.layer_source import Reading, read_layer
+from qgis_iic.plugin.model_file import read_metadata
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.errors import Cancelled, IicError, SourceNotRaster
 from qgis_iic.protocol.events import Result
@@ -80,6 +81,14 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         """The outputs of the algorithm, by name."""
         raise NotImplementedError
 
+    def pixelSize(self, parameters: dict[str, Any], context: QgsProcessingContext) -> float:
+        """What a layer without pixels of its own, as of a map service, is fetched with, in metres on the ground.
+
+        Raises:
+            IicError: nothing says so.
+        """
+        return read_metadata(self.parameterAsFile(parameters, MODEL, context)).gsd
+
     def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
         if not _BANDS.fullmatch(self.parameterAsString(parameters, BANDS, context) or "1"):
             return False, tr("The bands must be band numbers in the model's order, such as 1,2,3.")
@@ -88,12 +97,12 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     def prepareAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> bool:
-        # Without a parameter for it, as in training, the pixels of map services are those of the plugin's own model.
-        model = self.parameterAsFile(parameters, MODEL, context) or resource_paths.default_model()
         extent = self._extent(parameters, context)
         try:
             self._readings = [
-                read_layer(_raster(layer), extent, model, context.transformContext())
+                read_layer(
+                    _raster(layer), extent, lambda: self.pixelSize(parameters, context), context.transformContext()
+                )
                 for layer in self.layers(parameters, context)
             ]
         except IicError as error:

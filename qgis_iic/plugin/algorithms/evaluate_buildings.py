@@ -24,6 +24,8 @@ _MEASURES = {
     "building_f1": "F1 of the buildings",
     "accuracy": "Share of the pixels that come out right",
     "balanced_accuracy": "Balanced accuracy",
+}
+_OBJECT_MEASURES = {
     "object_precision": "Share of what was found that is a building",
     "object_recall": "Share of the buildings that were found",
     "object_f1": "F1 of whole buildings",
@@ -32,6 +34,10 @@ _MEASURES = {
 
 class EvaluateBuildings(LabelledAlgorithm):
     """As the model decides in an extraction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._measures = _MEASURES
 
     def name(self) -> str:
         return "evaluatebuildings"
@@ -47,8 +53,9 @@ class EvaluateBuildings(LabelledAlgorithm):
 
     def shortHelpString(self) -> str:
         return tr(
-            "The report, an HTML file with pictures, has measures by pixels and by whole buildings, which count as "
-            "found where they overlap a footprint by half of what the two cover together.\n\n"
+            "The report, an HTML file with pictures, has measures by pixels. With footprints and areas also by whole "
+            "buildings, which count as found where they overlap a footprint by half of what the two cover together."
+            "\n\n"
             "Examples are those of Match clusters to buildings. Take others than the model was matched on, and some "
             "way off: on its own examples any model looks better than it is. Where buildings cover a fifth of the "
             "ground, an answer without any building is right in four fifths of it; so look at the intersection over "
@@ -65,27 +72,29 @@ class EvaluateBuildings(LabelledAlgorithm):
                 tr("The report to write."),
             )
         )
-        for name, text in _MEASURES.items():
+        for name, text in (_MEASURES | _OBJECT_MEASURES).items():
             self.addOutput(QgsProcessingOutputNumber(name.upper(), tr(text)))
 
     def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
         valid, message = super().checkParameterValues(parameters, context)
         if not valid:
             return valid, message
-        if Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).suffix != ".html":
+        if Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).suffix.lower() != ".html":
             return False, tr("The output must be a report: give it a name that ends in .html.")
         return True, ""
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> EvaluateJob:
         (source,) = self.sources(parameters, context, readings)
-        return EvaluateJob(
+        job = EvaluateJob(
             source=source,
             model=str(Path(self.parameterAsFile(parameters, MODEL, context)).absolute()),
             output=str(Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).absolute()),
             **self.labelFields(parameters, context),
         )
+        self._measures = _MEASURES | (_OBJECT_MEASURES if job.area else {})
+        return job
 
     def results(self, result: Result, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
-        for name, text in _MEASURES.items():
+        for name, text in self._measures.items():
             feedback.pushInfo(f"{tr(text)}: {result.figures[name]:.3f}")
-        return {OUTPUT: result.output, **{name.upper(): result.figures[name] for name in _MEASURES}}
+        return {OUTPUT: result.output, **{name.upper(): result.figures[name] for name in self._measures}}

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from qgis.core import (
     Qgis,
+    QgsCoordinateTransform,
+    QgsCoordinateTransformContext,
+    QgsCsException,
     QgsFeature,
     QgsFeatureRequest,
-    QgsFeatureSource,
     QgsFields,
     QgsMapLayer,
     QgsProcessingContext,
     QgsProcessingFeatureSource,
+    QgsProcessingFeedback,
     QgsProcessingParameterFeatureSource,
     QgsProcessingParameterRasterLayer,
-    QgsProcessingUtils,
+    QgsReferencedRectangle,
     QgsVectorFileWriter,
 )
 
 from qgis_iic.plugin.algorithms.engine_algorithm import INPUT, EngineAlgorithm, documented
+from qgis_iic.plugin.temporary_files import temporary_file
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.errors import LabelsInvalid
 
@@ -31,6 +36,10 @@ _ATTRIBUTE = "building"
 
 class LabelledAlgorithm(EngineAlgorithm):
     """One raster, and examples on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ground = QgsReferencedRectangle()
 
     def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
         return [self.parameterAsRasterLayer(parameters, INPUT, context)]
@@ -65,12 +74,20 @@ class LabelledAlgorithm(EngineAlgorithm):
             )
         )
 
+    def prepareAlgorithm(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> bool:
+        prepared = super().prepareAlgorithm(parameters, context, feedback)
+        layer = self.parameterAsRasterLayer(parameters, INPUT, context)
+        self._ground = QgsReferencedRectangle(layer.extent(), layer.crs())
+        return prepared
+
     def labelFields(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
         """The fields of the job that come from `addLabelParameters`, but for the raster: files of what the layers hold
-        at this moment, edits that are not saved yet and a selection included.
+        on the raster at this moment, edits that are not saved yet and a selection included.
 
         Raises:
-            LabelsInvalid: they can't be written.
+            LabelsInvalid: they can't be written, or hold nothing there.
         """
         return {name.lower(): self._written(parameters, name, context) for name in (LABELS, AREA)}
 
@@ -78,39 +95,58 @@ class LabelledAlgorithm(EngineAlgorithm):
         features = self.parameterAsSource(parameters, name, context)
         if features is None:
             return None
-        path = QgsProcessingUtils.generateTempFilename(f"{name.lower()}.gpkg")
-        _write(features, path, context)
+        path = temporary_file(features.sourceName(), ".gpkg")
+        _write(features, self._ground, path, context.transformContext())
         return path
 
 
-def _write(features: QgsFeatureSource, path: str, context: QgsProcessingContext) -> None:
-    """The geometries, and what says whether they are buildings, as a GeoPackage.
+def _write(
+    features: QgsProcessingFeatureSource,
+    ground: QgsReferencedRectangle,
+    path: str,
+    transforms: QgsCoordinateTransformContext,
+) -> None:
+    """The geometries on `ground`, and what says whether they are buildings, as a GeoPackage.
+
+    Features without CRS count as being in that of `ground`.
 
     Raises:
-        LabelsInvalid
+        LabelsInvalid: there are none, or they can't be written.
     """
     fields = QgsFields()
     index = features.fields().lookupField(_ATTRIBUTE)
     if index >= 0:
         fields.append(features.fields().at(index))
         fields.rename(0, _ATTRIBUTE)
+    crs = features.sourceCrs() if features.sourceCrs().isValid() else ground.crs()
     writer = QgsVectorFileWriter.create(
         path,
         fields,
         Qgis.WkbType.Unknown,  # layers in memory hold parts and wholes, with and without heights
-        features.sourceCrs(),
-        context.transformContext(),
+        crs,
+        transforms,
         QgsVectorFileWriter.SaveVectorOptions(),
     )
+    request = QgsFeatureRequest()
+    with suppress(QgsCsException):  # the raster reaches to where the features' CRS has no coordinates: all are taken
+        request.setFilterRect(QgsCoordinateTransform(ground.crs(), crs, transforms).transformBoundingBox(ground))
     # Outlines that cross themselves cover ground like any other.
     unchecked = QgsProcessingFeatureSource.Flag.FlagSkipGeometryValidityChecks
-    for feature in features.getFeatures(QgsFeatureRequest(), unchecked):
+    count = 0
+    for feature in features.getFeatures(request, unchecked):
         written = QgsFeature(fields)
         written.setGeometry(feature.geometry())
         if index >= 0:
             written.setAttribute(0, feature.attribute(index))
         writer.addFeature(written)
+        count += 1
     message = writer.errorMessage()
     del writer  # closes the file
     if message:
         raise LabelsInvalid(tr("The examples can't be written to {path}: {reason}").format(path=path, reason=message))
+    if count == 0:
+        raise LabelsInvalid(
+            tr("Nothing in {name} lies on the raster. Check its coordinate reference system.").format(
+                name=features.sourceName()
+            )
+        )

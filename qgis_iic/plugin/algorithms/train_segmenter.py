@@ -20,6 +20,7 @@ from qgis_iic.plugin import resource_paths
 from qgis_iic.plugin.algorithms.engine_algorithm import INPUT, OUTPUT, EngineAlgorithm, advanced, documented
 from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.translation import tr
+from qgis_iic.protocol.errors import SourceUnsuitable
 from qgis_iic.protocol.events import Result
 from qgis_iic.protocol.job import TrainJob
 
@@ -77,7 +78,7 @@ class TrainSegmenter(EngineAlgorithm):
                 tr(
                     "All imagery is brought to it, and later rasters that are far from it. By default the recipe's, "
                     "with the plugin's own 0.3 m. Some pixels across a small roof are enough; finer imagery makes the "
-                    "network see less of its surroundings."
+                    "network see less of its surroundings. To be given for layers of map services."
                 ),
             )
         )
@@ -91,7 +92,7 @@ class TrainSegmenter(EngineAlgorithm):
                         defaultValue=resource_paths.default_recipe(),
                     ),
                     tr(
-                        "Configuration of iic train: bands, network, objective and how long. Its imagery is not used. "
+                        "Configuration of iic train: bands, network, objective, steps. Its imagery is passed over. "
                         "By default that of the plugin's own model for red, green and blue; iic_rgbn.toml beside it "
                         "has near infrared as well."
                     ),
@@ -132,6 +133,14 @@ class TrainSegmenter(EngineAlgorithm):
 
     def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
         return self.parameterAsLayerList(parameters, INPUT, context)
+
+    def pixelSize(self, parameters: dict[str, Any], context: QgsProcessingContext) -> float:
+        gsd = self.parameterAsDouble(parameters, GSD, context)
+        if not gsd:
+            raise SourceUnsuitable(
+                tr("The layer has no pixels of its own. Say at which ground sampling distance to train.")
+            )
+        return gsd
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> TrainJob:
         return TrainJob(
