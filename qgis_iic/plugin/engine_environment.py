@@ -74,9 +74,9 @@ def automatic() -> Interpreter:
     if chosen is None:
         raise EngineNotStarted(
             tr(
-                "The Python environment of the engine is not set up. Choose its interpreter in Settings > Options > "
-                "Building extraction, or in the environment variable {variable}. It is a Python {version} or newer, "
-                "best a virtual environment, in which this was run: {command}"
+                "The Python environment of the engine is not set up. Have it made in Settings > Options > Building "
+                "extraction. Or choose an interpreter there or in the environment variable {variable}: a Python "
+                "{version} or newer, best of a virtual environment, in which this was run: {command}"
             ).format(variable=VARIABLE, version=_dotted(requirements.PYTHON), command=requirements.install_command())
         )
     return check(chosen)
