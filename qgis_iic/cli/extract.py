@@ -17,6 +17,7 @@ from qgis_iic.protocol.job import Job, Precision, Provider, Source, Window, laye
 @click.option("--layer", help="Name of the layer.  [default: the raster's name]")
 @click.option("--min-area", type=float, default=10.0, help="Smallest building, in m2.")
 @click.option("--max-hole-area", type=float, default=5.0, help="Largest hole that is filled, in m2.")
+@click.option("--regularise", is_flag=True, help="Straighten outlines; else they follow the pixels' edges.")
 @job_options
 def command(
     sources: tuple[str, ...],
@@ -24,6 +25,7 @@ def command(
     layer: str | None,
     min_area: float,
     max_hole_area: float,
+    regularise: bool,
     model: Path,
     bands: tuple[int, ...] | None,
     window: Window | None,
@@ -37,8 +39,9 @@ def command(
     """Finds the buildings in each SCENE and writes them as one polygon layer a raster, in the raster's own CRS.
 
     Any raster that GDAL opens will do; it needs the bands that the model takes and a georeference. Outlines follow the
-    pixel edges of the model's ground sampling distance. With several rasters, a window applies to each, and the layers
-    are named after the rasters, with LAYER_ in front where that is given.
+    pixel edges of the model's ground sampling distance, or with --regularise the main direction of each building. With
+    several rasters, a window applies to each, and the layers are named after the rasters, with LAYER_ in front where
+    that is given.
     """
     names = layer_names([Path(source).stem for source in sources], layer or "")
     job = Job(
@@ -54,6 +57,7 @@ def command(
         memory=memory,
         min_area=min_area,
         max_hole_area=max_hole_area,
+        regularise=regularise,
         overwrite=overwrite,
     )
     result = run_job(job, events)

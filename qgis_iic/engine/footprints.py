@@ -15,6 +15,7 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from qgis_iic.engine.raster import to_geographic
+from qgis_iic.engine.regularisation import regularised
 from qgis_iic.engine.vectorization import Components
 
 Rings = NDArray[np.object_]
@@ -34,6 +35,7 @@ def footprints(
     *,
     min_area: float,
     max_hole_area: float,
+    regularise: tuple[float, float] | None = None,
 ) -> geopandas.GeoDataFrame:
     """The footprints of some of a raster's components.
 
@@ -44,14 +46,16 @@ def footprints(
         about: coordinates of the raster's centre, see `ring_areas`.
         min_area: smaller footprints, after filling their holes, are dropped; m2.
         max_hole_area: holes up to this size are filled; m2.
+        regularise: width and height of a pixel on the ground where outlines are to be straightened, see
+            `regularisation.regularised`; None leaves them on the pixels' edges.
 
     Returns:
         The columns of `FootprintFile.tables` but `id`, and those of `_POSITION`.
     """
     # In normal form, so that the strips in which an outline was traced don't show in the order of its vertices.
-    rings, owner = shapely.get_rings(shapely.normalize(components.polygons), return_index=True)
+    in_pixels, owner = shapely.get_rings(shapely.normalize(components.polygons), return_index=True)
     is_shell = np.diff(owner, prepend=-1) > 0
-    rings = _to_coordinates(rings, transform)
+    rings = _to_coordinates(in_pixels, transform)
     geographic = to_geographic_rings(rings, crs)
     areas = ring_areas(geographic, crs, about)
     stays = is_shell | (areas > max_hole_area)
@@ -59,14 +63,23 @@ def footprints(
     kept = areas >= min_area
     stays &= kept[owner]
     owner = (np.cumsum(kept) - 1)[owner[stays]]
+    rings, geographic, areas = rings[stays], geographic[stays], areas[kept]
+    if regularise is not None:
+        straight = regularised(shapely.polygons(in_pixels[stays], indices=owner), regularise)
+        in_pixels, owner = shapely.get_rings(straight, return_index=True)
+        is_shell = np.diff(owner, prepend=-1) > 0
+        rings = _to_coordinates(in_pixels, transform)
+        geographic = to_geographic_rings(rings, crs)
+        areas = ring_areas(geographic, crs, about)
+        areas = _sums(owner, np.where(is_shell, areas, -areas))
     left, top, right, bottom = shapely.bounds(components.polygons[kept]).T
     columns = {
         "cluster": components.cluster[kept],
-        "area_m2": areas[kept],
-        "perimeter_m": perimeters(geographic[stays], owner, crs),
+        "area_m2": areas,
+        "perimeter_m": perimeters(geographic, owner, crs),
         "confidence": components.confidence[kept],
     } | dict(zip(_POSITION, (top, left, bottom, right, components.pixels[kept]), strict=True))
-    return geopandas.GeoDataFrame(columns, geometry=shapely.polygons(rings[stays], indices=owner), crs=crs)
+    return geopandas.GeoDataFrame(columns, geometry=shapely.polygons(rings, indices=owner), crs=crs)
 
 
 class FootprintFile:

@@ -73,6 +73,12 @@ class Plan:
         return self.reader.raster
 
     @property
+    def pixel(self) -> tuple[float, float]:
+        """Width and height of a working pixel on the ground, in metres."""
+        (width, height), (scale_x, scale_y) = self.raster.gsd, self.reader.grid.scale
+        return width * scale_x, height * scale_y
+
+    @property
     def tiles(self) -> int:
         return sum(map(len, self.rows))
 
@@ -294,7 +300,13 @@ def _add(found: FootprintFile, components: Components, made: Plan, job: Job) -> 
     grid = made.reader.grid
     about = grid.transform @ (grid.width / 2, grid.height / 2)
     table = footprints(
-        components, grid.transform, made.raster.crs, about, min_area=job.min_area, max_hole_area=job.max_hole_area
+        components,
+        grid.transform,
+        made.raster.crs,
+        about,
+        min_area=job.min_area,
+        max_hole_area=job.max_hole_area,
+        regularise=made.pixel if job.regularise else None,
     )
     with write_errors(Path(job.output)):
         found.add(table)
@@ -319,6 +331,7 @@ def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:
         "IIC_PRECISION": session.precision,
         "IIC_MIN_AREA_M2": repr(job.min_area),
         "IIC_MAX_HOLE_AREA_M2": repr(job.max_hole_area),
+        "IIC_REGULARISED": repr(job.regularise),
         "IIC_VERSION": __version__,
         "IIC_DATE": datetime.now(UTC).isoformat(timespec="seconds"),
     }

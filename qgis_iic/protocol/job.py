@@ -98,6 +98,7 @@ class Job(_JobFile):
             most. On a GPU it bounds how far the reading runs ahead.
         min_area: smallest building in m2; smaller ones are dropped.
         max_hole_area: largest hole in m2 that is filled.
+        regularise: whether outlines are straightened; else they follow the edges of the working pixels.
         building_clusters: clusters that are buildings, None for the model's own decision. Given, they decide even with
             a model that decides by its probability.
         overwrite: whether layers of the same name (`extract`) or the file (`segment`) may be replaced.
@@ -114,6 +115,7 @@ class Job(_JobFile):
     memory: int | None = None
     min_area: float = 10.0
     max_hole_area: float = 5.0
+    regularise: bool = False
     building_clusters: tuple[int, ...] | None = None
     overwrite: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -293,7 +295,8 @@ def _check(job: Job) -> None:
     if job.building_clusters is not None:
         counts = all(_is_count(cluster, least=0) for cluster in job.building_clusters)
         _require(counts, "`building_clusters` must be cluster numbers")
-    _require(isinstance(job.overwrite, bool), "`overwrite` must be true or false")
+    for name in ("regularise", "overwrite"):
+        _require(isinstance(getattr(job, name), bool), f"`{name}` must be true or false")
     for source in job.sources:
         _check_source(source, job.task)
     layers = [source.layer.casefold() for source in job.sources]

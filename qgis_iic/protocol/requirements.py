@@ -7,6 +7,7 @@ from collections.abc import Sequence
 PYTHON = (3, 11)
 LIBRARIES = (
     "affine>=3.0",
+    "buildingregulariser>=0.2.5",
     "geopandas>=1.0",
     "numpy>=1.26",
     "onnx>=1.17",

@@ -17,6 +17,7 @@ import numpy as np
 import pyogrio
 import pytest
 import rasterio
+import rasterio.features
 import rasterio.shutil
 import shapely
 from affine import Affine
@@ -174,6 +175,22 @@ def test_buildings_end_where_the_data_ends(tmp_path: Path, model: Path) -> None:
 def test_small_buildings_are_dropped(scene: Path, model: Path) -> None:
     table, _ = extract(scene, model, min_area=50.0)
     assert len(table) == 2
+
+
+def test_outlines_are_straightened_where_that_is_asked_for(tmp_path: Path, model: Path) -> None:
+    values = town(130, 200, [])
+    mask = rasterio.features.rasterize(
+        [shapely.affinity.rotate(shapely.box(60, 40, 130, 85), 25)], (130, 200), default_value=1
+    )
+    values[:, mask == 1] = town(130, 200, [(0, 0, 200, 130)])[:, mask == 1]
+    scene = write_raster(tmp_path / "turned.tif", values)
+    (jagged,) = extract(scene, model)[0].geometry
+    table, _ = extract(scene, model, regularise=True, overwrite=True)
+    (straight,) = table.geometry
+    assert len(straight.exterior.coords) == 5 < len(jagged.exterior.coords)
+    assert straight.area == pytest.approx(jagged.area)
+    assert straight.intersection(jagged).area > 0.95 * jagged.area
+    assert table["area_m2"][0] == pytest.approx(straight.area, rel=2e-3)
 
 
 def test_a_window_cuts(scene: Path, model: Path) -> None:
@@ -339,7 +356,7 @@ def test_a_class_raster_is_replaced_only_when_asked(scene: Path, model: Path, tm
 def test_a_raster_is_never_its_own_output(scene: Path, model: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "link.tif").symlink_to(scene)
     before = scene.read_bytes()
-    with pytest.raises(OutputIsOtherKind, match="one of the rasters"):
+    with pytest.raises(OutputIsOtherKind, match="one of the files that are read"):
         segment(scene, model, tmp_path / name, overwrite=True)
     assert scene.read_bytes() == before
 

@@ -69,7 +69,15 @@ def test_untouched_widgets_become_the_defaults_of_the_algorithm(
     assert parameters.pop("INPUT") == [layers[0].id()]
     assert parameters.pop("OUTPUT").endswith("out.gpkg")
     assert parameters == {name: definitions[name].defaultValue() for name in parameters}
-    assert parameters.keys() == {"MODEL", "MIN_AREA", "MAX_HOLE_AREA", "OVERWRITE", "PROVIDER", "PRECISION"}
+    assert parameters.keys() == {
+        "MODEL",
+        "MIN_AREA",
+        "MAX_HOLE_AREA",
+        "REGULARISE",
+        "OVERWRITE",
+        "PROVIDER",
+        "PRECISION",
+    }
 
 
 def test_every_widget_reaches_its_parameter(ready: ExtractionDialog, layers: Any, model: Path) -> None:
@@ -79,6 +87,7 @@ def test_every_widget_reaches_its_parameter(ready: ExtractionDialog, layers: Any
     panel.model.combos[0].setBand(3)
     panel.min_area.setValue(20)
     panel.max_hole_area.setValue(1)
+    panel.regularise.setChecked(True)
     panel.layer_name.setText(" roofs ")
     panel.overwrite.setChecked(True)
     panel.provider.setCurrentText("cpu")
@@ -95,6 +104,7 @@ def test_every_widget_reaches_its_parameter(ready: ExtractionDialog, layers: Any
         "BANDS": "3,2,3",
         "MIN_AREA": 20.0,
         "MAX_HOLE_AREA": 1.0,
+        "REGULARISE": True,
         "LAYER_NAME": "roofs",
         "OVERWRITE": True,
         "PROVIDER": "cpu",

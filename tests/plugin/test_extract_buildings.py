@@ -59,6 +59,7 @@ def test_what_is_not_given_takes_the_defaults(job_of: Any, raster: Any) -> None:
         memory=None,
         min_area=10.0,
         max_hole_area=5.0,
+        regularise=False,
         overwrite=False,
         id="0",
     )
@@ -73,6 +74,7 @@ def test_every_parameter_reaches_the_job(job_of: Any, raster: Any) -> None:
         "BANDS": "3, 2; 1",
         "MIN_AREA": 25,
         "MAX_HOLE_AREA": 0,
+        "REGULARISE": True,
         "PROVIDER": "cpu",
         "PRECISION": "int8",
         "TILE_SIZE": 512,
@@ -96,6 +98,7 @@ def test_every_parameter_reaches_the_job(job_of: Any, raster: Any) -> None:
         memory=4000,
         min_area=25.0,
         max_hole_area=0.0,
+        regularise=True,
         overwrite=True,
         id="0",
     )

@@ -125,6 +125,7 @@ def test_the_scratch_folder_lies_beside_the_output_and_is_the_jobs_own() -> None
         {"sources": [{"path": "/a.tif", "layer": "a", "window": [0, 0, float("inf"), 5]}]},
         {"output": "/out/a\0.gpkg"},
         {"overwrite": "no"},
+        {"regularise": "no"},
         {"sources": [{"path": "/a.tif", "layer": "a", "colour": "blue"}]},
         {"sources": [{"layer": "a"}]},
         {"output": "relative.gpkg"},

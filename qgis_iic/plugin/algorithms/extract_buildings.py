@@ -30,6 +30,7 @@ from qgis_iic.protocol.job import Job, layer_names
 
 MIN_AREA = "MIN_AREA"
 MAX_HOLE_AREA = "MAX_HOLE_AREA"
+REGULARISE = "REGULARISE"
 LAYER_NAME = "LAYER_NAME"
 OVERWRITE = "OVERWRITE"
 LOAD = "LOAD"
@@ -105,6 +106,7 @@ class ExtractBuildings(EngineAlgorithm):
             output=str(Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).absolute()),
             min_area=self.parameterAsDouble(parameters, MIN_AREA, context),
             max_hole_area=self.parameterAsDouble(parameters, MAX_HOLE_AREA, context),
+            regularise=self.parameterAsBool(parameters, REGULARISE, context),
             overwrite=self.parameterAsBool(parameters, OVERWRITE, context),
             **self.commonFields(parameters, context),
         )
@@ -150,6 +152,15 @@ class ExtractBuildings(EngineAlgorithm):
                     _area_parameter(MAX_HOLE_AREA, tr("Maximum area of filled holes [m²]"), 5.0),
                     tr("Holes in buildings up to this size are filled. In square metres on the ground; 0 fills none."),
                 )
+            )
+        )
+        self.addParameter(
+            documented(
+                QgsProcessingParameterBoolean(REGULARISE, tr("Straighten outlines"), defaultValue=False),
+                tr(
+                    "Whether edges are aligned with the main direction of each building, mostly at right angles. By "
+                    "default outlines follow the edges of the pixels."
+                ),
             )
         )
         self.addParameter(

@@ -31,7 +31,7 @@ from qgis_iic.plugin.algorithms.engine_algorithm import (
     PROVIDER,
     TILE_SIZE,
 )
-from qgis_iic.plugin.algorithms.extract_buildings import LAYER_NAME, MAX_HOLE_AREA, MIN_AREA, OVERWRITE
+from qgis_iic.plugin.algorithms.extract_buildings import LAYER_NAME, MAX_HOLE_AREA, MIN_AREA, OVERWRITE, REGULARISE
 from qgis_iic.plugin.dialog.layer_list import RasterLayerList
 from qgis_iic.plugin.dialog.model_panel import ModelPanel
 from qgis_iic.plugin.translation import tr
@@ -63,6 +63,7 @@ class ParametersPanel(QgsScrollArea):
             BANDS: self.model.bands(),
             MIN_AREA: self.min_area.value(),
             MAX_HOLE_AREA: self.max_hole_area.value(),
+            REGULARISE: self.regularise.isChecked(),
             LAYER_NAME: self.layer_name.text().strip(),
             OVERWRITE: self.overwrite.isChecked(),
             PROVIDER: self.provider.currentText(),
@@ -83,6 +84,7 @@ class ParametersPanel(QgsScrollArea):
                 MODEL: "" if model == resource_paths.default_model() else model,
                 MIN_AREA: self.min_area.value(),
                 MAX_HOLE_AREA: self.max_hole_area.value(),
+                REGULARISE: self.regularise.isChecked(),
                 LAYER_NAME: self.layer_name.text(),
                 PROVIDER: self.provider.currentText(),
                 PRECISION: self.precision.currentText(),
@@ -115,6 +117,7 @@ class ParametersPanel(QgsScrollArea):
         self.model.set_model(settings.last_used(MODEL, "") or resource_paths.default_model())
         self.min_area.setValue(settings.last_used(MIN_AREA, 10.0))
         self.max_hole_area.setValue(settings.last_used(MAX_HOLE_AREA, 5.0))
+        self.regularise.setChecked(settings.last_used(REGULARISE, False))
         self.layer_name.setText(settings.last_used(LAYER_NAME, ""))
         self.provider.setCurrentText(settings.last_used(PROVIDER, "auto"))
         self.precision.setCurrentText(settings.last_used(PRECISION, "fp32"))
@@ -144,6 +147,7 @@ class ParametersPanel(QgsScrollArea):
 
     def _make_limits(self) -> None:
         self.min_area = _area_box(10.0)
+        self.regularise = QCheckBox(tr("Straighten outlines"))
         self.max_hole_area = _area_box(5.0)
         self.provider = QComboBox()
         self.provider.addItems(get_args(Provider))
@@ -179,6 +183,7 @@ class ParametersPanel(QgsScrollArea):
         group = QGroupBox(tr("Buildings"))
         form = QFormLayout(group)
         form.addRow(tr("Minimum area"), self.min_area)
+        form.addRow("", self.regularise)
         form.addRow(tr("GeoPackage"), self.output)
         form.addRow(tr("Layer name"), self.layer_name)
         form.addRow("", self.overwrite)
