@@ -118,7 +118,7 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "network": name,
             **row(kind="extraction", model=str(model), window=window, provider=provider, precision=precision),
         }
-        for name, model, window in networks[:2]
+        for name, model, window in networks
         for provider in providers
         for precision in ("fp32", "int8" if provider == "cpu" else "fp16")
         if sibling(model, precision).exists()
