@@ -17,7 +17,11 @@ from qgis_iic.protocol.job import Job, Precision, Provider, Source, Window, laye
 @click.option("--layer", help="Name of the layer.  [default: the raster's name]")
 @click.option("--min-area", type=float, default=10.0, help="Smallest building, in m2.")
 @click.option("--max-hole-area", type=float, default=5.0, help="Largest hole that is filled, in m2.")
-@click.option("--regularise", is_flag=True, help="Straighten outlines; else they follow the pixels' edges.")
+@click.option(
+    "--regularise",
+    is_flag=True,
+    help="Straighten outlines, which may then overlap a little; else they follow the pixels' edges.",
+)
 @job_options
 def command(
     sources: tuple[str, ...],

@@ -40,8 +40,14 @@ def names_a_file(path: str) -> bool:
 
 
 def raster_name(path: str) -> str:
-    """Of a source, without folders and without what follows a question mark: an address may hold a password there."""
-    return Path(path.split("?", maxsplit=1)[0]).name
+    """Of a source, without folders, and without what may hold a password.
+
+    That is what follows the question mark of an address, and all but the driver of what is neither a file nor an
+    address, such as `PG`.
+    """
+    if names_a_file(path) or path.startswith("/vsi"):
+        return Path(path.split("?", maxsplit=1)[0]).name
+    return re.split(r"[:<>\s]", path.lstrip("<"), maxsplit=1)[0]
 
 
 @dataclass(frozen=True)

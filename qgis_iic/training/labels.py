@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -67,9 +68,10 @@ def labelled_window(raster: Raster, labels: Path, area: Path | None) -> Window:
 
 
 def labelled_blocks(raster: Raster, labels: Path, area: Path | None, within: Window | None = None) -> list[Window]:
-    """`labelled_window`, or the squares of `BLOCK` pixels in it that hold labels, where these are far apart.
+    """`labelled_window`, or where the labels in it are far apart, the parts of it that hold some.
 
-    So a few points all over a large raster cost no more than their surroundings.
+    So a few points all over a large raster cost no more than their surroundings: squares of `BLOCK` pixels. Areas have
+    a window each, or one for several that overlap.
 
     Args:
         raster: open.
@@ -91,20 +93,43 @@ def labelled_blocks(raster: Raster, labels: Path, area: Path | None, within: Win
     window = inside
     known = _read_features(labels, raster.crs) if area is None else _read(area, _POLYGONS)
     features = _in_crs(known, raster.crs)
-    places: set[tuple[int, int]] = set()
-    for bounds in features.bounds.itertuples(index=False):
-        covered = _covered(raster, tuple(bounds))
-        covered = None if covered is None else covered.intersection(window)
-        if covered is not None:
-            rows = range(covered.row // BLOCK, (covered.row + covered.height - 1) // BLOCK + 1)
-            cols = range(covered.col // BLOCK, (covered.col + covered.width - 1) // BLOCK + 1)
-            places.update((row, col) for row in rows for col in cols)
-    if not places:
+    covered = (_covered(raster, tuple(bounds)) for bounds in features.bounds.itertuples(index=False))
+    parts = [part for each in covered if each is not None for part in [each.intersection(window)] if part is not None]
+    if not parts:
         raise outside
-    if 2 * len(places) * BLOCK**2 > window.width * window.height:
-        return [window]
+    # Areas are kept whole: buildings in them are counted one by one.
+    blocks = _squares(parts, window) if area is None else _apart(parts)
+    covered_pixels = len(blocks) * BLOCK**2 if area is None else sum(block.width * block.height for block in blocks)
+    return [window] if 2 * covered_pixels > window.width * window.height else blocks
+
+
+def _squares(parts: Sequence[Window], window: Window) -> list[Window]:
+    """Those of `BLOCK` pixels, cut to `window`, that windows touch."""
+    places: set[tuple[int, int]] = set()
+    for part in parts:
+        rows = range(part.row // BLOCK, (part.row_stop - 1) // BLOCK + 1)
+        cols = range(part.col // BLOCK, (part.col_stop - 1) // BLOCK + 1)
+        places.update((row, col) for row in rows for col in cols)
     squares = (Window(col * BLOCK, row * BLOCK, BLOCK, BLOCK).intersection(window) for row, col in sorted(places))
     return [square for square in squares if square is not None]
+
+
+def _apart(parts: Sequence[Window]) -> list[Window]:
+    """Windows that cover those given and have no pixel in common, in reading order."""
+    found: list[Window] = []
+    for part in parts:
+        joined = part
+        while touching := [each for each in found if each.intersection(joined) is not None]:
+            found = [each for each in found if each not in touching]
+            together = [joined, *touching]
+            joined = Window.spanning(
+                min(each.col for each in together),
+                min(each.row for each in together),
+                max(each.col_stop for each in together),
+                max(each.row_stop for each in together),
+            )
+        found.append(joined)
+    return sorted(found, key=lambda each: (each.row, each.col))
 
 
 def _within(raster: Raster, bounds: Bounds, crs: pyproj.CRS) -> Bounds:

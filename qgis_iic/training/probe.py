@@ -61,8 +61,9 @@ def match_with_probe(
         IicError: see `matching.match`.
     """
     proto, metadata = without_building_head(*read_model(model))
-    vectors, targets, groups = sample_features(proto, metadata, sources, seed=0, advance=advance)
+    open_inner(proto, FEATURES)  # a graph without these is refused before all that takes time
     metadata = find_mapping(model, metadata, sources, objective, advance)
+    vectors, targets, groups = sample_features(proto, metadata, sources, seed=0, advance=advance)
     head = fit_head(vectors, targets, groups)
     record = {"kind": "probe", **measures(head, vectors, targets)}
     metadata = replace(metadata, matching={**metadata.matching, "head": record})

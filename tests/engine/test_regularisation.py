@@ -8,10 +8,10 @@ import pytest
 import shapely
 from affine import Affine
 from rasterio.features import rasterize, shapes
-from shapely.affinity import rotate, scale
+from shapely.affinity import rotate, scale, translate
 
 from qgis_iic.engine.footprints import footprints
-from qgis_iic.engine.regularisation import LEAST_IOU, regularised
+from qgis_iic.engine.regularisation import LEAST_IOU, MOST_VERTICES, regularised
 from qgis_iic.engine.vectorization import Components
 from tests.rasters import NORTH_UP
 
@@ -64,6 +64,35 @@ def test_what_can_t_be_straightened_stays() -> None:
     assert all(each.is_valid and each.geom_type == "Polygon" for each in found)
     assert all(iou(one, other) >= LEAST_IOU for one, other in zip(found, (thread, house, speck), strict=True))
     assert len(found[1].exterior.coords) < len(house.exterior.coords)
+
+
+@pytest.mark.parametrize("step", [(0, 1000), (1000, 0), (777, 3333)])
+def test_an_outline_is_the_same_wherever_it_lies(step: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    houses = []
+    for angle in random.uniform(0, 90, 30):
+        mask = rasterize([rotate(shapely.box(30, 35, 70, 60), angle)], (100, 100), dtype="uint8")
+        mask[np.roll(mask, 1, 0) != mask] |= random.random((np.roll(mask, 1, 0) != mask).sum()) < 0.3
+        houses.append(
+            max((shapely.geometry.shape(shape) for shape, value in shapes(mask) if value), key=lambda p: p.area)
+        )
+    here = regularised(np.array(houses), (0.3, 0.3))
+    there = regularised(np.array([translate(house, *step) for house in houses]), (0.3, 0.3))
+    assert (here != np.array(houses)).all()
+    for one, other in zip(here, there, strict=True):
+        assert iou(translate(one, *step), other) == pytest.approx(1)
+
+
+def test_holes_are_kept_or_nothing_is_changed() -> None:
+    slit = shapely.box(10, 10, 50, 50).difference(shapely.box(30, 20, 31, 40))
+    (found,) = regularised(np.array([slit]), (0.3, 0.3))
+    assert len(found.interiors) == 1
+
+
+def test_what_is_no_building_takes_no_time() -> None:
+    road = shapely.union_all([shapely.box(i, i % 2, i + 1, i % 2 + 2) for i in range(MOST_VERTICES)])
+    assert shapely.get_num_coordinates(road) > MOST_VERTICES
+    assert regularised(np.array([road]), (0.3, 0.3))[0] is road
 
 
 def test_nothing_is_straightened_to_nothing() -> None:

@@ -105,6 +105,8 @@ def test_a_training_that_breaks_a_rule_is_refused(changes: dict[str, object]) ->
 def test_names_of_rasters_hold_no_folders_and_no_secrets() -> None:
     assert raster_name("/home/me/a.tif") == "a.tif"
     assert raster_name("/vsicurl/https://host/a.tif?token=secret/1") == "a.tif"
+    assert raster_name("PG:host=h user=u password=secret table=t") == "PG"
+    assert raster_name("<VRTDataset rasterXSize='1'>/secret</VRTDataset>") == "VRTDataset"
 
 
 def test_the_scratch_folder_lies_beside_the_output_and_is_the_jobs_own() -> None:

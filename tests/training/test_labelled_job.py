@@ -22,11 +22,13 @@ from qgis_iic.protocol.errors import (
 )
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, decode
 from qgis_iic.protocol.job import EvaluateJob, MatchJob, Source
-from qgis_iic.training import labelled_job, matching
+from qgis_iic.training import labelled_job, matching, objects
 from qgis_iic.training.benchmark import run_benchmark
 from qgis_iic.training.building_head import building_head
+from qgis_iic.training.labels import Labels
 from qgis_iic.training.matching import match
 from qgis_iic.training.model_file import read_model
+from qgis_iic.training.objects import Components, ObjectCounts
 from qgis_iic.training.places import Draws, Place, Protocol
 from qgis_iic.training.regions import Advance, Region, RegionReader, RegionSource, ignore
 from tests.rasters import NORTH_UP
@@ -149,8 +151,46 @@ def test_a_large_window_costs_no_more_than_the_labels_in_it(
 
     monkeypatch.setattr(matching, "RegionReader", Spy)
     run(part)
-    assert len(seen) == (8 if with_area else 2)
-    assert all(window.width <= 20 and window.col_stop <= 100 for window in seen)
+    assert len(seen) == 2
+    assert all(window.width <= (30 if with_area else 20) and window.col_stop <= 100 for window in seen)
+
+
+def test_buildings_of_areas_far_apart_are_counted_once(
+    job: MatchJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qgis_iic.training.labels.BLOCK", 16)
+    run(job)
+    # Four roofs of 14 pixels in two corners, on the seams of blocks.
+    roofs = [(col, row) for row in (8, 40, 72, 104) for col in (8, 40, 72, 104)]
+    chosen = [place for place in roofs if max(place) < 60 or min(place) > 60]
+    shapes = [box(*(NORTH_UP @ (col, row + 14)), *(NORTH_UP @ (col + 14, row))) for col, row in chosen]
+    geopandas.GeoDataFrame(geometry=shapes, crs="EPSG:32645").to_file(tmp_path / "roofs.gpkg")
+    areas = [box(*(NORTH_UP @ (start, start + 30)), *(NORTH_UP @ (start + 30, start))) for start in (0, 96)]
+    geopandas.GeoDataFrame(geometry=areas, crs="EPSG:32645").to_file(tmp_path / "areas.gpkg")
+    evaluation = EvaluateJob(
+        job.source,
+        str(tmp_path / "roofs.gpkg"),
+        job.output,
+        str(tmp_path / "report.html"),
+        str(tmp_path / "areas.gpkg"),
+    )
+    counted = []
+    count = objects.count_objects
+
+    def spy(proposals: Components, truth: Components, labels: Labels) -> ObjectCounts:
+        counted.append(len(truth.areas) - 1)
+        return count(proposals, truth, labels)
+
+    monkeypatch.setattr(objects, "count_objects", spy)
+    run(evaluation)
+    assert counted.count(1) == len(counted) >= 2  # one roof in each of the two areas
+
+
+def test_labels_that_cover_no_pixel_are_named(job: MatchJob, tmp_path: Path) -> None:
+    specks = [box(*(NORTH_UP @ (20.1, 20.2)), *(NORTH_UP @ (20.2, 20.1))) for _ in range(2)]
+    geopandas.GeoDataFrame({"building": [1, 0]}, geometry=specks, crs="EPSG:32645").to_file(tmp_path / "specks.gpkg")
+    with pytest.raises(LabelsInvalid):
+        run(replace(job, labels=str(tmp_path / "specks.gpkg"), head="probe"))
 
 
 def test_an_error_leaves_what_was_there(job: MatchJob, tmp_path: Path) -> None:

@@ -158,8 +158,9 @@ class ExtractBuildings(EngineAlgorithm):
             documented(
                 QgsProcessingParameterBoolean(REGULARISE, tr("Straighten outlines"), defaultValue=False),
                 tr(
-                    "Whether edges are aligned with the main direction of each building, mostly at right angles. By "
-                    "default outlines follow the edges of the pixels."
+                    "Whether edges are aligned with the main direction of each building, mostly at right angles. "
+                    "Outlines of close neighbours may then overlap a little. By default they follow the edges of the "
+                    "pixels."
                 ),
             )
         )
