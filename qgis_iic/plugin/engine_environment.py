@@ -97,9 +97,10 @@ def check(path: str) -> Interpreter:
         )
     if missing:
         raise EngineNotStarted(
-            tr("{path} lacks {libraries}. Run this and try again: {command}").format(
-                path=path, libraries=", ".join(missing), command=requirements.install_command(path)
-            )
+            tr(
+                "{path} lacks {libraries}. Have an environment set up in Settings > Options > Building extraction, or "
+                "run this, and try again: {command}"
+            ).format(path=path, libraries=", ".join(missing), command=requirements.install_command(path))
         )
     return Interpreter(path, version)
 
@@ -134,7 +135,7 @@ def not_started(path: str, error: Exception) -> EngineNotStarted:
     return EngineNotStarted(
         tr(
             "The engine's interpreter {path} does not run ({reason}). "
-            "Choose another one in Settings > Options > Building extraction."
+            "Choose another one in Settings > Options > Building extraction, or have one set up there."
         ).format(path=path, reason=reason)
     )
 
@@ -147,9 +148,10 @@ def _ask(path: str) -> tuple[tuple[int, ...], list[str]]:
             capture_output=True,
             check=True,
             creationflags=no_window(),
+            encoding="utf-8",
             env=variables(),
+            errors="replace",
             stdin=subprocess.DEVNULL,
-            text=True,
             timeout=CHECK_TIMEOUT,
         )
         report = json.loads(answer.stdout)

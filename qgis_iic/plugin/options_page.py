@@ -17,7 +17,7 @@ from qgis.PyQt.QtWidgets import (
 )
 
 from qgis_iic.plugin import engine_environment, resource_paths, settings
-from qgis_iic.plugin.environment_setup import SetupTask
+from qgis_iic.plugin.environment_setup import SetupTask, has_training
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol import requirements
 from qgis_iic.protocol.errors import EngineNotStarted
@@ -46,6 +46,7 @@ class OptionsPage(QgsOptionsPageWidget):
         self.python.setFilePath(settings.engine_python())
         self.python.lineEdit().setPlaceholderText(tr("Found automatically"))
         self.training = QCheckBox(tr("With PyTorch, for training and evaluation: a gigabyte or more"))
+        self.training.setChecked(has_training(settings.engine_python()))
         self.wheels = QgsFileWidget()
         self.wheels.setDialogTitle(tr("Folder of wheels"))
         self.wheels.setStorageMode(QgsFileWidget.StorageMode.GetDirectory)
@@ -97,19 +98,20 @@ class OptionsPage(QgsOptionsPageWidget):
         self.make.setEnabled(not running)
         self.stop.setEnabled(running)
 
-    def _show_ending(self, problem: str) -> None:
+    def _show_ending(self, succeeded: bool, problem: str) -> None:
         self._show_running(False)
-        if problem:
-            self.state.setText(problem)
-        else:
+        if succeeded:
             self.python.setFilePath(settings.engine_python())
             self.show_state()
+        else:
+            self.state.setText(problem)
 
     def _lay_out(self) -> None:
         about = QLabel(
             tr(
                 "The engine that finds the buildings runs in a Python environment of its own, apart from QGIS's. It "
-                "can be made here: some hundred MB are fetched from the Python package index. Or choose the Python "
+                "can be made here: some hundred MB are fetched from the Python package index, and a GB or more with an "
+                "NVIDIA GPU. Or choose the Python "
                 "executable ({version} or newer) of an environment in which this was run:\n\n{command}"
             ).format(version=".".join(map(str, requirements.PYTHON)), command=requirements.install_command())
         )

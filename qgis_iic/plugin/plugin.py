@@ -10,6 +10,7 @@ from qgis.PyQt.QtWidgets import QAction
 from qgis_iic.plugin import resource_paths
 from qgis_iic.plugin.algorithms.engine_algorithm import OUTPUT
 from qgis_iic.plugin.dialog.extraction_dialog import ExtractionDialog
+from qgis_iic.plugin.environment_setup import SetupTask, remove_unused
 from qgis_iic.plugin.options_page import OptionsPageFactory, show_options
 from qgis_iic.plugin.provider import Provider
 from qgis_iic.plugin.translation import tr
@@ -32,6 +33,7 @@ class Plugin:
         QgsApplication.processingRegistry().addProvider(self._provider)
 
     def initGui(self) -> None:
+        remove_unused()
         self.initProcessing()
         window = self._iface.mainWindow()
         self._menu = tr("Building extraction")
@@ -56,6 +58,8 @@ class Plugin:
         self._provider = None
 
     def _unload_gui(self) -> None:
+        if SetupTask.running is not None:
+            SetupTask.running.cancel()
         if self._dialog is not None:
             self._dialog.discard()
             self._dialog = None

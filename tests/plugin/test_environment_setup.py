@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from zipfile import ZipFile
@@ -48,7 +50,7 @@ def installed(python: str) -> list[str]:
 @pytest.mark.parametrize("training", [False, True])
 def test_an_environment_has_what_was_asked_for(wheels: Path, tmp_path: Path, training: bool) -> None:
     said: list[str] = []
-    made = environment_setup.make(tmp_path / "made", training, str(wheels), said.append, lambda: False)
+    made = environment_setup.make(tmp_path / "made", training, str(wheels), "", said.append, lambda: False)
     assert made.version >= requirements.PYTHON
     assert engine_environment.check(made.path) == made
     assert installed(made.path) == ["iic_one", "iic_torch", "iic_two"] if training else ["iic_one", "iic_two"]
@@ -58,14 +60,14 @@ def test_an_environment_has_what_was_asked_for(wheels: Path, tmp_path: Path, tra
 def test_what_pip_can_t_find_is_named_and_nothing_is_left(wheels: Path, tmp_path: Path) -> None:
     (wheels / "iic_two-1.0-py3-none-any.whl").unlink()
     with pytest.raises(EngineNotStarted, match="iic_two"):
-        environment_setup.make(tmp_path / "made", False, str(wheels), lambda line: None, lambda: False)
+        environment_setup.make(tmp_path / "made", False, str(wheels), "", lambda line: None, lambda: False)
     assert not (tmp_path / "made").exists()
 
 
 def test_cancelling_leaves_nothing(wheels: Path, tmp_path: Path) -> None:
     begun: list[str] = []
     with pytest.raises(Cancelled):
-        environment_setup.make(tmp_path / "made", False, str(wheels), begun.append, lambda: len(begun) > 0)
+        environment_setup.make(tmp_path / "made", False, str(wheels), "", begun.append, lambda: len(begun) > 0)
     assert not (tmp_path / "made").exists()
 
 
@@ -78,7 +80,7 @@ def test_without_a_python_that_serves_the_remedy_is_named(tmp_path: Path, monkey
     broken.chmod(0o755)
     monkeypatch.setattr(environment_setup, "_candidates", lambda: [str(old), str(broken), "/nowhere/python"])
     with pytest.raises(EngineNotStarted, match=r"No Python 3\.11.*python3-venv"):
-        environment_setup.make(tmp_path / "made", False, "", lambda line: None, lambda: False)
+        environment_setup.make(tmp_path / "made", False, "", "", lambda line: None, lambda: False)
 
 
 def test_pythons_are_looked_for_beside_qgis_and_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,15 +100,13 @@ def test_nvidia_s_gpus_get_their_own_onnx_runtime(
     program.write_text(f"#!/bin/sh\necho '{answer}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    libraries = environment_setup._libraries(training=False)
+    libraries = environment_setup._libraries(training=False, wheels="")
     assert ("onnxruntime-gpu[cuda,cudnn]>=1.20" in libraries) == gpu
     assert ("onnxruntime>=1.20" in libraries) == (not gpu)
     assert len(libraries) == len(requirements.LIBRARIES)
 
 
 def test_one_button_makes_and_chooses_an_environment(wheels: Path, tmp_path: Path, wait: Callable[..., None]) -> None:
-    earlier = tmp_path / "settings" / "engine-20200101000000"
-    earlier.mkdir(parents=True)
     page = OptionsPage()
     page.wheels.setFilePath(str(wheels))
     page.make.click()
@@ -139,5 +139,72 @@ def test_the_button_can_be_taken_back(wheels: Path, tmp_path: Path, wait: Callab
     page.make.click()
     page.stop.click()
     wait(page.make.isEnabled, 60)
+    assert "cancelled" in page.state.text()
     assert settings.engine_python() == ""
     assert not list((tmp_path / "settings").glob("*"))
+
+
+def test_a_surprise_is_a_failure_too(wheels: Path, monkeypatch: pytest.MonkeyPatch, wait: Callable[..., None]) -> None:
+    def surprise(*_: object) -> None:
+        raise StopIteration
+
+    monkeypatch.setattr(environment_setup, "make", surprise)
+    page = OptionsPage()
+    page.python.setFilePath("/typed/by/hand")
+    page.make.click()
+    wait(page.make.isEnabled, 60)
+    assert "StopIteration" in page.state.text()
+    assert page.python.filePath() == "/typed/by/hand"
+
+
+def test_another_python_is_tried_where_one_fails(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serves = environment_setup._candidates()[0]
+    says_so = tmp_path / "says_so"
+    says_so.write_text("#!/bin/sh\ncase \"$*\" in *venv,*|*'import ensurepip'*) echo 3.12;; *) exit 3;; esac\n")
+    makes_none = tmp_path / "makes_none"
+    makes_none.write_text("#!/bin/sh\ncase \"$*\" in *'import ensurepip'*) echo 3.12;; esac\n")
+    for path in (says_so, makes_none):
+        path.chmod(0o755)
+    monkeypatch.setattr(environment_setup, "_candidates", lambda: [str(says_so), str(makes_none), serves])
+    said: list[str] = []
+    made = environment_setup.make(tmp_path / "made", False, str(wheels), "", said.append, lambda: False)
+    assert installed(made.path) == ["iic_one", "iic_two"]
+    assert sum("virtual environment with" in line for line in said) == 3
+
+
+def test_a_folder_of_wheels_decides_on_the_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment_setup, "_has_nvidia_gpu", lambda: True)
+    assert "onnxruntime>=1.20" in environment_setup._libraries(training=False, wheels=str(tmp_path))
+    (tmp_path / "onnxruntime_gpu-1.26.0-cp311.whl").touch()
+    assert "onnxruntime-gpu[cuda,cudnn]>=1.20" in environment_setup._libraries(training=False, wheels=str(tmp_path))
+
+
+def test_what_is_no_longer_used_goes_and_what_may_be_in_the_making_stays(
+    wheels: Path, tmp_path: Path, wait: Callable[..., None]
+) -> None:
+    for name, age in (("engine-1", 2), ("engine-2", 2), ("engine-3", 0), ("something", 2)):
+        (tmp_path / "settings" / name / "bin").mkdir(parents=True)
+        then = time.time() - age * 86_400
+        os.utime(tmp_path / "settings" / name, (then, then))
+    settings.set_engine_python(str(tmp_path / "settings" / "engine-2" / "bin" / "python"))
+    environment_setup.remove_unused()
+    wait(lambda: not (tmp_path / "settings" / "engine-1").exists())
+    assert {path.name for path in (tmp_path / "settings").iterdir()} == {"engine-2", "engine-3", "something"}
+
+
+def test_pytorch_is_kept_in_mind(tmp_path: Path) -> None:
+    python = tmp_path / "engine" / "bin" / "python"
+    settings.set_engine_python(str(python))
+    assert not OptionsPage().training.isChecked()
+    (tmp_path / "engine" / "lib" / "python3.12" / "site-packages" / "torch").mkdir(parents=True)
+    assert OptionsPage().training.isChecked()
+
+
+def test_cancelling_ends_the_children_too(tmp_path: Path) -> None:
+    late = f"import time; time.sleep(2); open({str(tmp_path / 'late')!r}, chr(119))"
+    script = f"import subprocess, sys; print(1, flush=True); subprocess.run([sys.executable, '-c', {late!r}])"
+    begun: list[str] = []
+    with pytest.raises(Cancelled):
+        environment_setup._run([sys.executable, "-c", script], dict(os.environ), begun.append, lambda: bool(begun))
+    time.sleep(2.5)
+    assert not (tmp_path / "late").exists()
