@@ -50,8 +50,8 @@ def command(
     """Trains a network as CONFIG (a TOML file, such as models/iic_rgb.toml) says.
 
     A checkpoint is written every few minutes and at the end. A part of the ground is held out: training stops when the
-    loss there no longer falls, and the state in which it was least, best.pt, is the model, see `iic export`. While it
-    trains, the folder of the run also holds all imagery at the training ground sampling distance, 8 bytes a pixel of
+    loss there, or the rank of the features, no longer falls, and the state in which it was least, best.pt, is the
+    model, see `iic export`. While it trains, the folder of the run also holds all imagery at the training ground sampling distance, 8 bytes a pixel of
     three bands. Ends with the error training-collapsed where the clusters lose all information.
     """
     from qgis_iic.training.config import load_config

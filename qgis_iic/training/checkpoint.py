@@ -36,7 +36,7 @@ class Checkpoint:
         beside: state of what is trained beside the network, such as the decoder; empty for the plain objective.
         scaler: state of the gradients' scale, empty but for 16-mixed precision.
         poor_steps: of the collapse monitor.
-        best_loss: the least loss on the held-out ground so far; infinite before the first evaluation.
+        best_value: the least on the held-out ground so far of what decides there; infinite before the first evaluation.
         poor_evaluations: in a row, without improvement on it.
         measures: the last row of the log.
     """
@@ -50,7 +50,7 @@ class Checkpoint:
     optimiser: dict[str, Any]
     scaler: dict[str, Any]
     poor_steps: int
-    best_loss: float
+    best_value: float
     poor_evaluations: int
     measures: dict[str, float]
 

@@ -144,6 +144,8 @@ class HeldOutConfig:
 
     Attributes:
         share: of each raster's ground, in blocks of a chip; 0 holds nothing out and decides nothing.
+        criterion: what is to be small, `loss` or `rank`: the objective, which goes on falling when the clusters have
+            begun to forget what tells roofs from ground, or the effective rank of the features, which rises then.
         chips: fixed ones that are evaluated, of all rasters by their share.
         evaluation_steps: steps between two evaluations.
         patience: evaluations in a row without improvement that end the training.
@@ -152,6 +154,7 @@ class HeldOutConfig:
     """
 
     share: float = 0.05
+    criterion: str = "loss"
     chips: int = 32
     evaluation_steps: int = 100
     patience: int = 5
@@ -160,6 +163,7 @@ class HeldOutConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.share < 0.5, "held_out.share must be 0 or more and below 0.5")
+        _require(self.criterion in ("loss", "rank"), "held_out.criterion must be loss or rank")
         for name in ("chips", "evaluation_steps", "patience", "seed_steps"):
             _require(getattr(self, name) > 0, f"held_out.{name} must be positive")
         _require(self.picture_steps >= 0, "held_out.picture_steps must be 0 or more")

@@ -14,6 +14,7 @@ from torch.nn import functional
 from qgis_iic.training.collapse import clusters_alive
 from qgis_iic.training.config import TrainingConfig
 from qgis_iic.training.distributed import of_first_process, sum_over_processes
+from qgis_iic.training.effective_rank import FeatureMoments
 from qgis_iic.training.iic_loss import (
     joint_statistics,
     joints_by_fft,
@@ -143,19 +144,22 @@ class Objective(nn.Module):
         Their second views are the same in every call.
 
         Returns:
-            The loss of either head, the reconstruction error where there is a decoder, and as `held_out_loss` what the
-            configuration trains: the loss of the over-clustering head and the weighted error.
+            The loss of either head, the reconstruction error where there is a decoder, as `held_out_loss` what the
+            configuration trains: the loss of the over-clustering head and the weighted error; and as `held_out_rank`
+            the effective rank of the first views' features.
         """
         training = self.training
         self.eval()
         objective = self._config.objective
         generator = np.random.default_rng(0)
         joints: dict[str, Tensor] = {}
+        features_seen = FeatureMoments(self.network.features, self.mean.device)
         errors = torch.zeros(2, device=self.mean.device)  # of the valid pixels together, and their number
         for start in range(0, len(chips.values), batch):
             part = Chips(*(planes[start : start + batch] for planes in chips))
             views = self._views(part, generator)
             features = self._features(views)
+            features_seen.add(features[0], views.mask)
             first, second = (self.network.heads(each) for each in features)
             for head, logits1, logits2 in zip(HEADS, first, second, strict=True):
                 found = joints_by_fft(*_assignments(logits1, logits2, views), objective.displacement)
@@ -174,7 +178,7 @@ class Objective(nn.Module):
             error, count = sum_over_processes(errors).tolist()
             measures["reconstruction_error"] = error / max(count, 1)
             value += objective.reconstruction_weight * measures["reconstruction_error"]
-        return {"held_out_loss": value, **measures}
+        return {"held_out_loss": value, "held_out_rank": features_seen.effective_rank(), **measures}
 
     def _views(self, chips: Chips, generator: np.random.Generator) -> _Views:
         symmetries = random_symmetries(len(chips.values), generator)

@@ -53,7 +53,7 @@ def train(
     report: Report = lambda step, measures: None,
     reading: Callable[[str], None] = lambda path: None,
 ) -> Path:
-    """Trains until the held-out loss no longer falls, the configured step is reached or `minutes` are over.
+    """Trains until the held-out ground says that it is enough, the configured step is reached or `minutes` are over.
 
     The folder `run` then holds the last checkpoint and the best one, the logs of steps and of evaluations, and picture
     sheets; while training, also the imagery. With several seeds each has a folder of its own below it, until the best
@@ -191,7 +191,7 @@ class _Loop:
             if self._held_out is not None and trainer.step % config.held_out.evaluation_steps == 0:
                 row = trainer.evaluate(self._held_out)
                 held_out_log.rows.append(row)
-                if trainer.improves(row["held_out_loss"]):
+                if trainer.improves(row):
                     save_checkpoint(trainer.checkpoint(measures), run / BEST_NAME, self._fabric)
             if self._sheet is not None and trainer.step % config.held_out.picture_steps == 0:
                 path = run / PICTURES_NAME / f"step_{trainer.step:06}.png"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ class Trainer:
         monitor: of the over-clustering head.
         step: number of steps done.
         seconds: of training so far.
-        best_loss, poor_evaluations: see `Checkpoint`.
+        best_value, poor_evaluations: see `Checkpoint`.
     """
 
     fabric: Fabric
@@ -48,7 +49,7 @@ class Trainer:
     monitor: CollapseMonitor
     step: int = 0
     seconds: float = 0.0
-    best_loss: float = math.inf
+    best_value: float = math.inf
     poor_evaluations: int = 0
 
     def advance(self, sampler: ChipSampler) -> dict[str, float]:
@@ -81,10 +82,11 @@ class Trainer:
         measures = self.objective.evaluate(self.fabric.to_device(part), self.config.optimisation.chips)
         return {"step": self.step, **measures}
 
-    def improves(self, held_out_loss: float) -> bool:
-        """Takes the result of an evaluation; whether it is the best so far."""
-        if held_out_loss < self.best_loss:
-            self.best_loss, self.poor_evaluations = held_out_loss, 0
+    def improves(self, evaluation: Mapping[str, float]) -> bool:
+        """Takes a row of the held-out log; whether it is the best so far by the criterion of the configuration."""
+        value = evaluation[f"held_out_{self.config.held_out.criterion}"]
+        if value < self.best_value:
+            self.best_value, self.poor_evaluations = value, 0
             return True
         self.poor_evaluations += 1
         return False
@@ -107,7 +109,7 @@ class Trainer:
             optimiser=self.optimiser.state_dict(),
             scaler=self.fabric.strategy.precision.state_dict(),
             poor_steps=self.monitor.poor_steps,
-            best_loss=self.best_loss,
+            best_value=self.best_value,
             poor_evaluations=self.poor_evaluations,
             measures=measures,
         )
@@ -119,7 +121,7 @@ class Trainer:
         self.fabric.strategy.precision.load_state_dict(checkpoint.scaler)
         self.monitor.poor_steps = checkpoint.poor_steps
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
-        self.best_loss, self.poor_evaluations = checkpoint.best_loss, checkpoint.poor_evaluations
+        self.best_value, self.poor_evaluations = checkpoint.best_value, checkpoint.poor_evaluations
 
 
 def new_trainer(fabric: Fabric, config: TrainingConfig, moments: Moments) -> Trainer:

@@ -59,7 +59,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(village_folder: Path, run_folder:
             assert torch.equal(tensor, getattr(resumed, part)[name]), name
     for one, other in zip(whole.optimiser["state"].values(), resumed.optimiser["state"].values(), strict=True):
         assert torch.equal(one["exp_avg_sq"], other["exp_avg_sq"])
-    assert (whole.best_loss, whole.poor_evaluations) == (resumed.best_loss, resumed.poor_evaluations)
+    assert (whole.best_value, whole.poor_evaluations) == (resumed.best_value, resumed.poor_evaluations)
     for name in (LOG_NAME, HELD_OUT_LOG_NAME):
         logs = [[{**row, "seconds": 0} for row in read_log(folder / name)] for folder in (run_folder, tmp_path / "run")]
         assert logs[0] == logs[1]
@@ -156,7 +156,7 @@ def test_the_best_state_on_held_out_ground_is_kept(village_folder: Path, tmp_pat
         assert row["held_out_loss"] == pytest.approx(weighted)
     best = min(rows, key=lambda row: row["held_out_loss"])
     assert load_best(run).step == best["step"]
-    assert load_best(run).best_loss == pytest.approx(best["held_out_loss"])
+    assert load_best(run).best_value == pytest.approx(best["held_out_loss"])
     assert load_best(run / CHECKPOINT_NAME).step == 8
 
 
@@ -164,13 +164,35 @@ def test_without_improvement_training_stops(
     village_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([0.5, 0.4, 0.4, 0.6])
-    monkeypatch.setattr(Objective, "evaluate", lambda *_: {"held_out_loss": next(losses)})
+    monkeypatch.setattr(Objective, "evaluate", lambda *_: {"held_out_loss": next(losses), "held_out_rank": 1.0})
     config = with_held_out(load_config(village_folder / "tiny.toml"), steps=50, evaluation_steps=2, patience=2)
     train(config, tmp_path / "run")
     assert load_checkpoint(tmp_path / "run").step == 8
     assert load_best(tmp_path / "run").step == 4
     train(config, tmp_path / "run", resume=True)
     assert load_checkpoint(tmp_path / "run").step == 8
+
+
+def test_the_rank_can_decide_instead_of_the_loss(
+    village_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = iter([9.0, 7.0, 8.0, 7.5])
+    losses = iter([0.9, 0.8, 0.7, 0.6])
+    monkeypatch.setattr(Objective, "evaluate", lambda *_: {"held_out_loss": next(losses), "held_out_rank": next(ranks)})
+    config = with_held_out(
+        load_config(village_folder / "tiny.toml"), steps=50, evaluation_steps=2, patience=2, criterion="rank"
+    )
+    train(config, tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run").step == 8
+    assert (load_best(tmp_path / "run").step, load_best(tmp_path / "run").best_value) == (4, 7.0)
+
+
+def test_the_rank_is_that_of_the_features_of_the_held_out_ground(village_folder: Path, tmp_path: Path) -> None:
+    config = with_held_out(load_config(village_folder / "tiny.toml"), steps=2, evaluation_steps=2)
+    train(config, tmp_path / "run")
+    (row,) = read_log(tmp_path / "run" / HELD_OUT_LOG_NAME)
+    features = restore_network(load_checkpoint(tmp_path / "run"))[0].features
+    assert 1 < row["held_out_rank"] < features
 
 
 def test_nothing_held_out_decides_nothing(village_folder: Path, tmp_path: Path) -> None:
