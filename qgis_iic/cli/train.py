@@ -51,8 +51,9 @@ def command(
 
     A checkpoint is written every few minutes and at the end. A part of the ground is held out: training stops when the
     loss there, or the rank of the features, no longer falls, and the state in which it was least, best.pt, is the
-    model, see `iic export`. While it trains, the folder of the run also holds all imagery at the training ground sampling distance, 8 bytes a pixel of
-    three bands. Ends with the error training-collapsed where the clusters lose all information.
+    model, see `iic export`. While it trains, the folder of the run also holds all imagery at the training ground
+    sampling distance, 8 bytes a pixel of three bands. Ends with the error training-collapsed where the clusters lose
+    all information.
     """
     from qgis_iic.training.config import load_config
     from qgis_iic.training.devices import start
