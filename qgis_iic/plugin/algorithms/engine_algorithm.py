@@ -49,7 +49,13 @@ _BANDS = re.compile(r"\s*[1-9]\d*(\s*[,;\s]\s*[1-9]\d*)*\s*")
 
 
 class EngineAlgorithm(QgsProcessingAlgorithm):
-    """Layers are read and styled on their own thread (prepare, postProcess); the engine runs on any."""
+    """Layers are read and styled on their own thread (prepare, postProcess); the engine runs on any.
+
+    Attributes:
+        endings: of the output's name, in small letters; the first is the one that users are told.
+    """
+
+    endings: tuple[str, ...]
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +98,15 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
         if not _BANDS.fullmatch(self.parameterAsString(parameters, BANDS, context) or "1"):
             return False, tr("The bands must be band numbers in the model's order, such as 1,2,3.")
-        return super().checkParameterValues(parameters, context)
+        valid, message = super().checkParameterValues(parameters, context)
+        # A context of its own, because asking for the path may register the output for loading.
+        if valid and self.outputPath(parameters, QgsProcessingContext()).suffix.lower() not in self.endings:
+            return False, tr("Give the output a name that ends in {ending}.").format(ending=self.endings[0])
+        return valid, message
+
+    def outputPath(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Path:
+        """Absolute path of the output."""
+        return Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).absolute()
 
     def prepareAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback

@@ -35,6 +35,8 @@ _OBJECT_MEASURES = {
 class EvaluateBuildings(LabelledAlgorithm):
     """As the model decides in an extraction."""
 
+    endings = (".html",)
+
     def __init__(self) -> None:
         super().__init__()
         self._measures = _MEASURES
@@ -75,20 +77,12 @@ class EvaluateBuildings(LabelledAlgorithm):
         for name, text in (_MEASURES | _OBJECT_MEASURES).items():
             self.addOutput(QgsProcessingOutputNumber(name.upper(), tr(text)))
 
-    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
-        valid, message = super().checkParameterValues(parameters, context)
-        if not valid:
-            return valid, message
-        if Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).suffix.lower() != ".html":
-            return False, tr("The output must be a report: give it a name that ends in .html.")
-        return True, ""
-
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> EvaluateJob:
         (source,) = self.sources(parameters, context, readings)
         job = EvaluateJob(
             source=source,
             model=str(Path(self.parameterAsFile(parameters, MODEL, context)).absolute()),
-            output=str(Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).absolute()),
+            output=str(self.outputPath(parameters, context)),
             **self.labelFields(parameters, context),
         )
         self._measures = _MEASURES | (_OBJECT_MEASURES if job.area else {})

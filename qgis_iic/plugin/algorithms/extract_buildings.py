@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from qgis.core import (
@@ -41,6 +40,8 @@ AREA = "AREA"
 
 class ExtractBuildings(EngineAlgorithm):
     """One polygon layer a raster, all in one GeoPackage."""
+
+    endings = (".gpkg",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,14 +84,6 @@ class ExtractBuildings(EngineAlgorithm):
         self.addEngineParameters()
         self._add_outputs()
 
-    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
-        valid, message = super().checkParameterValues(parameters, context)
-        if not valid:
-            return valid, message
-        if Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).suffix.lower() != ".gpkg":
-            return False, tr("The output must be a GeoPackage: give it a name that ends in .gpkg.")
-        return True, ""
-
     def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
         return self.parameterAsLayerList(parameters, INPUT, context)
 
@@ -103,7 +96,7 @@ class ExtractBuildings(EngineAlgorithm):
         return Job(
             task="extract",
             sources=tuple(replace(source, layer=name) for source, name in zip(sources, names)),
-            output=str(Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).absolute()),
+            output=str(self.outputPath(parameters, context)),
             min_area=self.parameterAsDouble(parameters, MIN_AREA, context),
             max_hole_area=self.parameterAsDouble(parameters, MAX_HOLE_AREA, context),
             regularise=self.parameterAsBool(parameters, REGULARISE, context),

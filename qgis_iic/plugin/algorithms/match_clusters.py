@@ -33,6 +33,8 @@ _HEADS: dict[Head, str] = {"probe": "a linear classifier on the network's featur
 class MatchClusters(LabelledAlgorithm):
     """A few examples decide; the weights of the network stay as they are."""
 
+    endings = (".onnx",)
+
     def name(self) -> str:
         return "matchclusters"
 
@@ -69,20 +71,12 @@ class MatchClusters(LabelledAlgorithm):
         self.addOutput(QgsProcessingOutputNumber(IOU, tr("Intersection over union on the examples")))
         self.addOutput(QgsProcessingOutputNumber(ACCURACY, tr("Share of the examples' pixels that come out right")))
 
-    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
-        valid, message = super().checkParameterValues(parameters, context)
-        if not valid:
-            return valid, message
-        if Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).suffix.lower() != ".onnx":
-            return False, tr("The output must be a model: give it a name that ends in .onnx.")
-        return True, ""
-
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> MatchJob:
         (source,) = self.sources(parameters, context, readings)
         return MatchJob(
             source=source,
             model=str(Path(self.parameterAsFile(parameters, MODEL, context)).absolute()),
-            output=str(Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).absolute()),
+            output=str(self.outputPath(parameters, context)),
             objective=self.parameterAsEnumString(parameters, OBJECTIVE, context),
             head=list(_HEADS)[self.parameterAsEnum(parameters, HEAD, context)],
             **self.labelFields(parameters, context),

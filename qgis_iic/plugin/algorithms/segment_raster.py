@@ -19,11 +19,11 @@ from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.events import Result
 from qgis_iic.protocol.job import Job
 
-_GEOTIFF = (".tif", ".tiff")
-
 
 class SegmentRaster(EngineAlgorithm):
     """The map behind the polygons, one raster to one GeoTIFF."""
+
+    endings = (".tif", ".tiff")
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,15 +65,8 @@ class SegmentRaster(EngineAlgorithm):
             )
         )
 
-    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
-        valid, message = super().checkParameterValues(parameters, context)
-        if not valid:
-            return valid, message
-        # A context of its own, because asking for the path registers the layer for loading.
-        output = Path(self.parameterAsOutputLayer(parameters, OUTPUT, QgsProcessingContext()))
-        if output.suffix.lower() not in _GEOTIFF:
-            return False, tr("The output must be a GeoTIFF: give it a name that ends in .tif.")
-        return True, ""
+    def outputPath(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Path:
+        return Path(self.parameterAsOutputLayer(parameters, OUTPUT, context)).absolute()
 
     def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
         return [self.parameterAsRasterLayer(parameters, INPUT, context)]
@@ -82,7 +75,7 @@ class SegmentRaster(EngineAlgorithm):
         return Job(
             task="segment",
             sources=tuple(self.sources(parameters, context, readings)),
-            output=str(Path(self.parameterAsOutputLayer(parameters, OUTPUT, context)).absolute()),
+            output=str(self.outputPath(parameters, context)),
             overwrite=True,
             **self.commonFields(parameters, context),
         )

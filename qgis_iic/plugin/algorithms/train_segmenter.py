@@ -32,6 +32,8 @@ STEPS = "STEPS"
 class TrainSegmenter(EngineAlgorithm):
     """Invariant Information Clustering; what its clusters mean is for Match clusters to say."""
 
+    endings = (".onnx",)
+
     def name(self) -> str:
         return "trainsegmenter"
 
@@ -123,14 +125,6 @@ class TrainSegmenter(EngineAlgorithm):
             )
         )
 
-    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
-        valid, message = super().checkParameterValues(parameters, context)
-        if not valid:
-            return valid, message
-        if Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).suffix.lower() != ".onnx":
-            return False, tr("The output must be a model: give it a name that ends in .onnx.")
-        return True, ""
-
     def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
         return self.parameterAsLayerList(parameters, INPUT, context)
 
@@ -146,7 +140,7 @@ class TrainSegmenter(EngineAlgorithm):
         return TrainJob(
             sources=tuple(self.sources(parameters, context, readings)),
             recipe=str(Path(self.parameterAsFile(parameters, RECIPE, context)).absolute()),
-            output=str(Path(self.parameterAsFileOutput(parameters, OUTPUT, context)).absolute()),
+            output=str(self.outputPath(parameters, context)),
             gsd=self.parameterAsDouble(parameters, GSD, context) or None,
             steps=self.parameterAsInt(parameters, STEPS, context) or None,
         )
