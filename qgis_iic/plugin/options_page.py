@@ -111,8 +111,8 @@ class OptionsPage(QgsOptionsPageWidget):
             tr(
                 "The engine that finds the buildings runs in a Python environment of its own, apart from QGIS's. It "
                 "can be made here: some hundred MB are fetched from the Python package index, and a GB or more with an "
-                "NVIDIA GPU. Or choose the Python "
-                "executable ({version} or newer) of an environment in which this was run:\n\n{command}"
+                "NVIDIA GPU. Or choose the Python executable ({version} or newer) of an environment in which this was "
+                "run:\n\n{command}"
             ).format(version=".".join(map(str, requirements.PYTHON)), command=requirements.install_command())
         )
         about.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)

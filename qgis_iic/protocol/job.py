@@ -21,7 +21,7 @@ VERSION = 1
 
 Task = Literal["extract", "segment"]
 Objective = Literal["iou", "accuracy"]
-Head = Literal["clusters", "probe"]
+Head = Literal["probe", "clusters"]
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "directml", "coreml", "openvino"]
 Precision = Literal["fp32", "fp16", "int8", "auto"]
 

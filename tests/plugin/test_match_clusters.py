@@ -81,7 +81,7 @@ def test_every_parameter_reaches_the_job(provider: Any, context: Any, raster: An
         "MODEL": "/models/other.onnx",
         "EXTENT": "500005,500010,2999990,2999995",
         "BANDS": "3,2,1",
-        "HEAD": 1,
+        "HEAD": "clusters",
         "OBJECTIVE": "accuracy",
         "OUTPUT": "/out/matched.onnx",
     }
@@ -198,7 +198,7 @@ def run(algorithm: Any, context: Any, sample: Path, folder: Path, **changes: Any
     parameters = {
         "INPUT": str(sample / "scene.tif"),
         "MODEL": str(sample / "model.onnx"),
-        "HEAD": 1,
+        "HEAD": "clusters",
         "OUTPUT": str(folder / "matched.onnx"),
     }
     results, succeeded = algorithm.run(parameters | changes, context, feedback)
@@ -218,7 +218,7 @@ def test_the_real_engine_writes_a_model_that_knows_buildings(
 
 
 def test_the_shipped_model_gets_a_probe(algorithm: Any, context: Any, sample: Path, tmp_path: Path) -> None:
-    changes = {"MODEL": resource_paths.default_model(), "HEAD": 0, "LABELS": both_kinds()}
+    changes = {"MODEL": resource_paths.default_model(), "HEAD": "probe", "LABELS": both_kinds()}
     results = run(algorithm, context, sample, tmp_path, **changes)
     metadata = read_metadata(results["OUTPUT"])
     assert metadata.decision == "probability"

@@ -27,8 +27,6 @@ OBJECTIVE = "OBJECTIVE"
 IOU = "IOU"
 ACCURACY = "ACCURACY"
 
-_HEADS: dict[Head, str] = {"probe": "a linear classifier on the network's features", "clusters": "the clusters alone"}
-
 
 class MatchClusters(LabelledAlgorithm):
     """A few examples decide; the weights of the network stay as they are."""
@@ -78,7 +76,7 @@ class MatchClusters(LabelledAlgorithm):
             model=str(Path(self.parameterAsFile(parameters, MODEL, context)).absolute()),
             output=str(self.outputPath(parameters, context)),
             objective=self.parameterAsEnumString(parameters, OBJECTIVE, context),
-            head=list(_HEADS)[self.parameterAsEnum(parameters, HEAD, context)],
+            head=self.parameterAsEnumString(parameters, HEAD, context),
             **self.labelFields(parameters, context),
         )
 
@@ -92,11 +90,15 @@ class MatchClusters(LabelledAlgorithm):
         self.addParameter(
             documented(
                 QgsProcessingParameterEnum(
-                    HEAD, tr("What decides"), options=[tr(text) for text in _HEADS.values()], defaultValue=0
+                    HEAD,
+                    tr("What decides"),
+                    options=list(get_args(Head)),
+                    defaultValue="probe",
+                    usesStaticStrings=True,
                 ),
                 tr(
-                    "The linear classifier is fitted to the same examples and finds more as a rule. The clusters alone "
-                    "can be looked at in Segment raster, and chosen by hand."
+                    "probe is a linear classifier on the network's features, fitted to the same examples, which finds "
+                    "more as a rule. clusters are what Segment raster shows; a set of them is chosen."
                 ),
             )
         )
