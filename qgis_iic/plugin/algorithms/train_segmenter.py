@@ -112,8 +112,8 @@ class TrainSegmenter(EngineAlgorithm):
                         minValue=1,
                     ),
                     tr(
-                        "By default the recipe's. Training may end earlier, where ground that is held out says so. "
-                        "More are not better: longer runs of the plugin's own recipe found no more buildings."
+                        "At most so many; by default the recipe's. Training ends earlier where ground that is held out "
+                        "says so, without labels."
                     ),
                 )
             )
