@@ -132,18 +132,15 @@ class Job(_JobFile):
 
 
 @dataclass(frozen=True)
-class MatchJob(_JobFile):
-    """Saying which clusters of a model are buildings, by labels.
+class _LabelledJob(_JobFile):
+    """What is done with labels on a raster.
 
     Attributes:
         source: the raster that the labels lie on; with a window only what they say in it counts.
         labels: path of polygons or points with a column `building`, of footprints, or of a label raster.
         model: path of the ONNX model.
-        output: the ONNX file to write, which may be the model itself.
+        output: the file to write.
         area: path of polygons within which all buildings have a footprint; None where the labels say what is none.
-        objective: what the mapping maximises.
-        head: what decides in the result: the clusters, or a probe that is fitted to the labels as well.
-        task: which kind of job this is.
         id: names the scratch folder of the run.
     """
 
@@ -152,14 +149,43 @@ class MatchJob(_JobFile):
     model: str
     output: str
     area: str | None = None
-    objective: Objective = "iou"
-    head: Head = "probe"
-    task: Literal["match"] = "match"
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
         """Raises JobInvalid where a rule is broken."""
-        _check_match(self)
+        _check_labelled(self)
+
+
+@dataclass(frozen=True)
+class MatchJob(_LabelledJob):
+    """Saying which clusters of a model are buildings; the output is an ONNX file, which may be the model itself.
+
+    Attributes:
+        objective: what the mapping maximises.
+        head: what decides in the result: the clusters, or a probe that is fitted to the labels as well.
+        task: which kind of job this is.
+    """
+
+    objective: Objective = "iou"
+    head: Head = "probe"
+    task: Literal["match"] = "match"
+
+    def __post_init__(self) -> None:
+        """Raises JobInvalid where a rule is broken."""
+        super().__post_init__()
+        _check_choice("objective", self.objective, Objective)
+        _check_choice("head", self.head, Head)
+
+
+@dataclass(frozen=True)
+class EvaluateJob(_LabelledJob):
+    """Scoring a model; the output is an HTML file.
+
+    Attributes:
+        task: which kind of job this is.
+    """
+
+    task: Literal["evaluate"] = "evaluate"
 
 
 @dataclass(frozen=True)
@@ -187,30 +213,6 @@ class TrainJob(_JobFile):
     def __post_init__(self) -> None:
         """Raises JobInvalid where a rule is broken."""
         _check_train(self)
-
-
-@dataclass(frozen=True)
-class EvaluateJob(_JobFile):
-    """Scoring a model on labels.
-
-    Attributes:
-        source, labels, model, area: as of `MatchJob`.
-        output: the HTML file to write.
-        task: which kind of job this is.
-        id: names the scratch folder of the run.
-    """
-
-    source: Source
-    labels: str
-    model: str
-    output: str
-    area: str | None = None
-    task: Literal["evaluate"] = "evaluate"
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    def __post_init__(self) -> None:
-        """Raises JobInvalid where a rule is broken."""
-        _check_labelled(self)
 
 
 AnyJob = Union[Job, MatchJob, TrainJob, EvaluateJob]
@@ -304,21 +306,16 @@ def _check(job: Job) -> None:
     for name in ("regularise", "overwrite"):
         _require(isinstance(getattr(job, name), bool), f"`{name}` must be true or false")
     for source in job.sources:
-        _check_source(source, job.task)
+        _check_source(source)
+        _require(job.task == "segment" or source.layer != "", "each source needs a `layer` name")
     layers = [source.layer.casefold() for source in job.sources]
     _require(job.task == "segment" or len(set(layers)) == len(layers), "layer names must differ")
 
 
-def _check_match(job: MatchJob) -> None:
-    _check_choice("objective", job.objective, Objective)
-    _check_choice("head", job.head, Head)
-    _check_labelled(job)
-
-
-def _check_labelled(job: MatchJob | EvaluateJob) -> None:
+def _check_labelled(job: _LabelledJob) -> None:
     _check_texts(job, "labels", "model", "output", "id")
     _require(job.area is None or (isinstance(job.area, str) and job.area != ""), "`area` must be a text")
-    _check_source(job.source, job.task)
+    _check_source(job.source)
 
 
 def _check_train(job: TrainJob) -> None:
@@ -329,10 +326,10 @@ def _check_train(job: TrainJob) -> None:
     )
     _require(job.steps is None or _is_count(job.steps), "`steps` must be a positive whole number")
     for source in job.sources:
-        _check_source(source, job.task)
+        _check_source(source)
 
 
-def _check_texts(job: AnyJob, *names: str) -> None:
+def _check_texts(job: _JobFile, *names: str) -> None:
     for name in names:
         value = getattr(job, name)
         _require(isinstance(value, str) and value != "", f"`{name}` must be a text that is not empty")
@@ -341,10 +338,9 @@ def _check_texts(job: AnyJob, *names: str) -> None:
     _require(Path(job.output).is_absolute(), f"`output` must be an absolute path, not {job.output}")
 
 
-def _check_source(source: Source, task: str) -> None:
+def _check_source(source: Source) -> None:
     _require(isinstance(source.path, str) and source.path != "", "a source's `path` must be a text that is not empty")
     _require(isinstance(source.layer, str), "a source's `layer` must be a text")
-    _require(task != "extract" or source.layer != "", "each source needs a `layer` name")
     if source.bands is not None:
         _require(len(source.bands) > 0 and all(map(_is_count, source.bands)), "`bands` must be numbers from 1 up")
     if source.window is not None:

@@ -18,6 +18,7 @@ from qgis.core import (
     QgsProcessingParameterEnum,
     QgsProcessingParameterExtent,
     QgsProcessingParameterFile,
+    QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterNumber,
     QgsProcessingParameterString,
     QgsProcessingUtils,
@@ -71,8 +72,9 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         return resource_paths.icon()
 
     def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
-        """What QGIS found for the input: rasters to read, unless the user named something else; None for nothing."""
-        raise NotImplementedError
+        """What QGIS found for the input, by default for `several_rasters`: rasters to read, unless the user named
+        something else; None for nothing."""
+        return self.parameterAsLayerList(parameters, INPUT, context)
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> AnyJob:
         """What the engine is to do; starts nothing, and writes no more than temporary files that the engine reads.
@@ -103,6 +105,10 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         if valid and self.outputPath(parameters, QgsProcessingContext()).suffix.lower() not in self.endings:
             return False, tr("Give the output a name that ends in {ending}.").format(ending=self.endings[0])
         return valid, message
+
+    def modelPath(self, parameters: dict[str, Any], context: QgsProcessingContext) -> str:
+        """Absolute path of the model."""
+        return str(Path(self.parameterAsFile(parameters, MODEL, context)).absolute())
 
     def outputPath(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Path:
         """Absolute path of the output."""
@@ -187,13 +193,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         self.addParameter(
             advanced(
                 documented(
-                    QgsProcessingParameterEnum(
-                        PROVIDER,
-                        tr("Device"),
-                        options=list(get_args(Provider)),
-                        defaultValue="auto",
-                        usesStaticStrings=True,
-                    ),
+                    choice(PROVIDER, tr("Device"), Provider, "auto"),
                     tr(
                         "Where the network runs. auto takes the fastest that is usable, a GPU or the CPU; TensorRT "
                         "only where it is asked for. The run ends with the reason where the one asked for is not."
@@ -204,13 +204,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         self.addParameter(
             advanced(
                 documented(
-                    QgsProcessingParameterEnum(
-                        PRECISION,
-                        tr("Precision"),
-                        options=list(get_args(Precision)),
-                        defaultValue="fp32",
-                        usesStaticStrings=True,
-                    ),
+                    choice(PRECISION, tr("Precision"), Precision, "fp32"),
                     tr(
                         "Which of the model's files runs: int8 is for CPUs, fp16 for GPUs, where they lie beside it. "
                         "auto takes the fastest on this machine; the buildings may then differ a little from those of "
@@ -222,13 +216,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         self.addParameter(
             advanced(
                 documented(
-                    QgsProcessingParameterNumber(
-                        TILE_SIZE,
-                        tr("Tile size [pixels]"),
-                        type=Qgis.ProcessingNumberParameterType.Integer,
-                        optional=True,
-                        minValue=1,
-                    ),
+                    optional_whole_number(TILE_SIZE, tr("Tile size [pixels]"), least=1),
                     tr("Largest side of the tiles; answers do not depend on it. By default what the memory allows."),
                 )
             )
@@ -236,13 +224,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         self.addParameter(
             advanced(
                 documented(
-                    QgsProcessingParameterNumber(
-                        MEMORY,
-                        tr("Memory [MB]"),
-                        type=Qgis.ProcessingNumberParameterType.Integer,
-                        optional=True,
-                        minValue=LEAST_MEMORY,
-                    ),
+                    optional_whole_number(MEMORY, tr("Memory [MB]"), least=LEAST_MEMORY),
                     tr(
                         "What a run on the CPU may take: with more, tiles are larger and overlap less. On a GPU it "
                         "bounds how far the reading runs ahead. By default 1500, and tiles of twice the model's side "
@@ -262,7 +244,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     def commonFields(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
         """The fields of the job that come from `addModelParameters` and `addEngineParameters`."""
         return {
-            "model": str(Path(self.parameterAsFile(parameters, MODEL, context)).absolute()),
+            "model": self.modelPath(parameters, context),
             "provider": self.parameterAsEnumString(parameters, PROVIDER, context),
             "precision": self.parameterAsEnumString(parameters, PRECISION, context),
             "tile_size": self.parameterAsInt(parameters, TILE_SIZE, context) or None,
@@ -274,6 +256,25 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         if rectangle.isNull():
             return None
         return QgsReferencedRectangle(rectangle, self.parameterAsExtentCrs(parameters, EXTENT, context))
+
+
+def several_rasters() -> QgsProcessingParameterDefinition:
+    """The input of algorithms that take one raster or more."""
+    parameter = QgsProcessingParameterMultipleLayers(INPUT, tr("Raster layers"), Qgis.ProcessingSourceType.Raster)
+    parameter.setMinimumNumberInputs(1)
+    return parameter
+
+
+def choice(name: str, description: str, values: Any, default: str) -> QgsProcessingParameterDefinition:
+    """A choice among the `values` of a literal type, which `qgis_process` and models take as they are."""
+    return QgsProcessingParameterEnum(
+        name, description, options=list(get_args(values)), defaultValue=default, usesStaticStrings=True
+    )
+
+
+def optional_whole_number(name: str, description: str, least: int) -> QgsProcessingParameterDefinition:
+    kind = Qgis.ProcessingNumberParameterType.Integer
+    return QgsProcessingParameterNumber(name, description, type=kind, optional=True, minValue=least)
 
 
 def documented(parameter: QgsProcessingParameterDefinition, text: str) -> QgsProcessingParameterDefinition:

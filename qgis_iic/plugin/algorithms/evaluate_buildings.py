@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from qgis.core import (
@@ -12,7 +11,7 @@ from qgis.core import (
     QgsProcessingParameterFileDestination,
 )
 
-from qgis_iic.plugin.algorithms.engine_algorithm import MODEL, OUTPUT, documented
+from qgis_iic.plugin.algorithms.engine_algorithm import OUTPUT, documented
 from qgis_iic.plugin.algorithms.labelled_algorithm import LabelledAlgorithm
 from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.translation import tr
@@ -78,13 +77,7 @@ class EvaluateBuildings(LabelledAlgorithm):
             self.addOutput(QgsProcessingOutputNumber(name.upper(), tr(text)))
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> EvaluateJob:
-        (source,) = self.sources(parameters, context, readings)
-        job = EvaluateJob(
-            source=source,
-            model=str(Path(self.parameterAsFile(parameters, MODEL, context)).absolute()),
-            output=str(self.outputPath(parameters, context)),
-            **self.labelFields(parameters, context),
-        )
+        job = EvaluateJob(**self.labelledFields(parameters, context, readings))
         self._measures = _MEASURES | (_OBJECT_MEASURES if job.area else {})
         return job
 

@@ -8,20 +8,25 @@ from typing import Any
 
 from qgis.core import (
     Qgis,
-    QgsMapLayer,
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingOutputMultipleLayers,
     QgsProcessingOutputNumber,
     QgsProcessingParameterBoolean,
     QgsProcessingParameterFileDestination,
-    QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterNumber,
     QgsProcessingParameterString,
     QgsProcessingUtils,
 )
 
-from qgis_iic.plugin.algorithms.engine_algorithm import INPUT, OUTPUT, EngineAlgorithm, advanced, documented, restyle
+from qgis_iic.plugin.algorithms.engine_algorithm import (
+    OUTPUT,
+    EngineAlgorithm,
+    advanced,
+    documented,
+    restyle,
+    several_rasters,
+)
 from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.events import Result
@@ -71,11 +76,9 @@ class ExtractBuildings(EngineAlgorithm):
         )
 
     def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
-        rasters = QgsProcessingParameterMultipleLayers(INPUT, tr("Raster layers"), Qgis.ProcessingSourceType.Raster)
-        rasters.setMinimumNumberInputs(1)
         self.addParameter(
             documented(
-                rasters,
+                several_rasters(),
                 tr("Imagery, one layer of polygons each. Files, or layers of map services together with an extent."),
             )
         )
@@ -83,9 +86,6 @@ class ExtractBuildings(EngineAlgorithm):
         self._add_polygon_parameters()
         self.addEngineParameters()
         self._add_outputs()
-
-    def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
-        return self.parameterAsLayerList(parameters, INPUT, context)
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> Job:
         names = layer_names(

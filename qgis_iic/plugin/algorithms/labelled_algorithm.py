@@ -24,6 +24,7 @@ from qgis.core import (
 )
 
 from qgis_iic.plugin.algorithms.engine_algorithm import INPUT, EngineAlgorithm, documented
+from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.temporary_files import temporary_file
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.errors import LabelsInvalid
@@ -82,14 +83,25 @@ class LabelledAlgorithm(EngineAlgorithm):
         self._ground = QgsReferencedRectangle(layer.extent(), layer.crs())
         return prepared
 
-    def labelFields(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
-        """The fields of the job that come from `addLabelParameters`, but for the raster: files of what the layers hold
-        on the raster at this moment, edits that are not saved yet and a selection included.
+    def labelledFields(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]
+    ) -> dict[str, Any]:
+        """The fields that all jobs with labels have.
+
+        Labels and area become files of what the layers hold on the raster at this moment, edits that are not saved yet
+        and a selection included.
 
         Raises:
             LabelsInvalid: they can't be written, or hold nothing there.
         """
-        return {name.lower(): self._written(parameters, name, context) for name in (LABELS, AREA)}
+        (source,) = self.sources(parameters, context, readings)
+        return {
+            "source": source,
+            "labels": self._written(parameters, LABELS, context),
+            "area": self._written(parameters, AREA, context),
+            "model": self.modelPath(parameters, context),
+            "output": str(self.outputPath(parameters, context)),
+        }
 
     def _written(self, parameters: dict[str, Any], name: str, context: QgsProcessingContext) -> str | None:
         features = self.parameterAsSource(parameters, name, context)

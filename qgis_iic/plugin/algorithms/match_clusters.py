@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from qgis.core import (
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingOutputNumber,
-    QgsProcessingParameterEnum,
     QgsProcessingParameterFileDestination,
 )
 
-from qgis_iic.plugin.algorithms.engine_algorithm import MODEL, OUTPUT, advanced, documented
+from qgis_iic.plugin.algorithms.engine_algorithm import OUTPUT, advanced, choice, documented
 from qgis_iic.plugin.algorithms.labelled_algorithm import LabelledAlgorithm
 from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.model_file import read_metadata
@@ -70,14 +68,10 @@ class MatchClusters(LabelledAlgorithm):
         self.addOutput(QgsProcessingOutputNumber(ACCURACY, tr("Share of the examples' pixels that come out right")))
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> MatchJob:
-        (source,) = self.sources(parameters, context, readings)
         return MatchJob(
-            source=source,
-            model=str(Path(self.parameterAsFile(parameters, MODEL, context)).absolute()),
-            output=str(self.outputPath(parameters, context)),
             objective=self.parameterAsEnumString(parameters, OBJECTIVE, context),
             head=self.parameterAsEnumString(parameters, HEAD, context),
-            **self.labelFields(parameters, context),
+            **self.labelledFields(parameters, context, readings),
         )
 
     def results(self, result: Result, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
@@ -89,13 +83,7 @@ class MatchClusters(LabelledAlgorithm):
     def _add_matching_parameters(self) -> None:
         self.addParameter(
             documented(
-                QgsProcessingParameterEnum(
-                    HEAD,
-                    tr("What decides"),
-                    options=list(get_args(Head)),
-                    defaultValue="probe",
-                    usesStaticStrings=True,
-                ),
+                choice(HEAD, tr("What decides"), Head, "probe"),
                 tr(
                     "probe is a linear classifier on the network's features, fitted to the same examples, which finds "
                     "more as a rule. clusters are what Segment raster shows; a set of them is chosen."
@@ -105,13 +93,7 @@ class MatchClusters(LabelledAlgorithm):
         self.addParameter(
             advanced(
                 documented(
-                    QgsProcessingParameterEnum(
-                        OBJECTIVE,
-                        tr("Objective of the clusters"),
-                        options=list(get_args(Objective)),
-                        defaultValue="iou",
-                        usesStaticStrings=True,
-                    ),
+                    choice(OBJECTIVE, tr("Objective of the clusters"), Objective, "iou"),
                     tr(
                         "What the set of building clusters makes largest: the intersection over union, or the number "
                         "of pixels that come out right, which may be without any where buildings are rare."

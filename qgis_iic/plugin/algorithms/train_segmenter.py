@@ -7,17 +7,22 @@ from typing import Any
 
 from qgis.core import (
     Qgis,
-    QgsMapLayer,
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingParameterFile,
     QgsProcessingParameterFileDestination,
-    QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterNumber,
 )
 
 from qgis_iic.plugin import resource_paths
-from qgis_iic.plugin.algorithms.engine_algorithm import INPUT, OUTPUT, EngineAlgorithm, advanced, documented
+from qgis_iic.plugin.algorithms.engine_algorithm import (
+    OUTPUT,
+    EngineAlgorithm,
+    advanced,
+    documented,
+    optional_whole_number,
+    several_rasters,
+)
 from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.errors import SourceUnsuitable
@@ -59,11 +64,9 @@ class TrainSegmenter(EngineAlgorithm):
         )
 
     def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
-        rasters = QgsProcessingParameterMultipleLayers(INPUT, tr("Raster layers"), Qgis.ProcessingSourceType.Raster)
-        rasters.setMinimumNumberInputs(1)
         self.addParameter(
             documented(
-                rasters,
+                several_rasters(),
                 tr("Imagery to learn from. Files, or layers of map services together with an extent."),
             )
         )
@@ -104,13 +107,7 @@ class TrainSegmenter(EngineAlgorithm):
         self.addParameter(
             advanced(
                 documented(
-                    QgsProcessingParameterNumber(
-                        STEPS,
-                        tr("Steps"),
-                        type=Qgis.ProcessingNumberParameterType.Integer,
-                        optional=True,
-                        minValue=1,
-                    ),
+                    optional_whole_number(STEPS, tr("Steps"), least=1),
                     tr(
                         "At most so many; by default the recipe's. Training ends earlier where ground that is held out "
                         "says so, without labels."
@@ -124,9 +121,6 @@ class TrainSegmenter(EngineAlgorithm):
                 tr("The model file to write."),
             )
         )
-
-    def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
-        return self.parameterAsLayerList(parameters, INPUT, context)
 
     def pixelSize(self, parameters: dict[str, Any], context: QgsProcessingContext) -> float:
         gsd = self.parameterAsDouble(parameters, GSD, context)
