@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess  # the engine is a program of its own, started from a list of arguments without a shell  # nosec B404
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def automatic() -> Interpreter:
         EngineNotStarted: there is none, or it does not run, is too old, or lacks libraries.
     """
     checkout = resource_paths.PACKAGE.parent / ".venv" / "engine"
-    candidates = [os.environ.get(VARIABLE, ""), *_existing(checkout)]
+    candidates = [os.environ.get(VARIABLE, ""), *interpreters_in(checkout)]
     chosen = next((path for path in candidates if path), None)
     if chosen is None:
         raise EngineNotStarted(
@@ -140,30 +141,39 @@ def not_started(path: str, error: Exception) -> EngineNotStarted:
     )
 
 
-def _ask(path: str) -> tuple[tuple[int, ...], list[str]]:
-    """The version, and which of `requirements.LIBRARIES` are missing or too old."""
-    try:
-        answer = subprocess.run(  # a list of arguments, no shell; the user chose the interpreter  # nosec B603
-            [*isolated(path), "-c", _CHECK, *requirements.LIBRARIES],
-            capture_output=True,
-            check=True,
-            creationflags=no_window(),
-            encoding="utf-8",
-            env=variables(),
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=CHECK_TIMEOUT,
-        )
-        report = json.loads(answer.stdout)
-        return tuple(map(int, report["version"])), list(map(str, report["missing"]))
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
-        raise not_started(path, error) from error
+def answer(command: Sequence[str]) -> str:
+    """What a program says on its standard output, within a while.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it can't be started, fails, or takes too long.
+    """
+    done = subprocess.run(  # a list of arguments, no shell; the user chose the interpreter  # nosec B603
+        command,
+        capture_output=True,
+        check=True,
+        creationflags=no_window(),
+        encoding="utf-8",
+        env=variables(),
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        timeout=CHECK_TIMEOUT,
+    )
+    return done.stdout
 
 
-def _existing(environment: Path) -> list[str]:
+def interpreters_in(environment: Path) -> list[str]:
     """The interpreter of a virtual environment, if there is one."""
     candidates = (environment / "bin" / "python", environment / "Scripts" / "python.exe")
     return [str(path) for path in candidates if path.exists()]
+
+
+def _ask(path: str) -> tuple[tuple[int, ...], list[str]]:
+    """The version, and which of `requirements.LIBRARIES` are missing or too old."""
+    try:
+        report = json.loads(answer([*isolated(path), "-c", _CHECK, *requirements.LIBRARIES]))
+        return tuple(map(int, report["version"])), list(map(str, report["missing"]))
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
+        raise not_started(path, error) from error
 
 
 def _dotted(version: tuple[int, ...]) -> str:

@@ -218,29 +218,18 @@ def _candidates() -> list[str]:
 
 def _python_in(environment: Path) -> str:
     """Raises EngineNotStarted where there is none: the Python of Microsoft's store puts its files elsewhere."""
-    for name in (Path("bin", "python"), Path("Scripts", "python.exe")):
-        if (environment / name).exists():
-            return str(environment / name)
-    raise EngineNotStarted(tr("No virtual environment was made in {folder}.").format(folder=environment))
+    found = engine_environment.interpreters_in(environment)
+    if not found:
+        raise EngineNotStarted(tr("No virtual environment was made in {folder}.").format(folder=environment))
+    return found[0]
 
 
 def _answer(command: Sequence[str]) -> str:
-    """What a program says within a while; empty where it fails."""
+    """What a program says; empty where it fails."""
     try:
-        done = subprocess.run(  # a list of arguments, no shell  # nosec B603
-            command,
-            capture_output=True,
-            check=True,
-            creationflags=engine_environment.no_window(),
-            encoding="utf-8",
-            env=engine_environment.variables(),
-            errors="replace",
-            stdin=subprocess.DEVNULL,
-            timeout=engine_environment.CHECK_TIMEOUT,
-        )
+        return engine_environment.answer(command)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout
 
 
 def _run(command: Sequence[str], variables: dict[str, str], tell: Tell, cancelled: Callable[[], bool]) -> None:
