@@ -1,15 +1,22 @@
-"""How long each stage of a run took. Stages work at the same time, so that they add up to more than the whole."""
+"""How long each stage of a run took.
+
+Stages work at the same time, and some of them on several threads, so that they add up to more than the whole.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 class Clock:
-    """Adds up the wall time of named stages.
+    """Adds up the wall time of named stages, on all threads.
 
     Attributes:
         seconds: by stage.
@@ -18,6 +25,7 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._start = time.perf_counter()
+        self._lock = threading.Lock()
 
     @property
     def elapsed(self) -> float:
@@ -30,4 +38,16 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            with self._lock:
+                self.seconds[name] += time.perf_counter() - start
+
+    def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items, with the time that making them takes counted to a stage."""
+        making = iter(items)
+        end = object()
+        while True:
+            with self.stage(name):
+                item = next(making, end)
+            if item is end:
+                return
+            yield item  # type: ignore[misc]  # the end is none of them

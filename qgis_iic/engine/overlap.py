@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
 
 Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 def made_ahead(items: Generator[Item, None, None], count: int = 1) -> Generator[Item, None, None]:
@@ -26,3 +27,29 @@ def made_ahead(items: Generator[Item, None, None], count: int = 1) -> Generator[
                 yield item  # type: ignore[misc]  # the end is none of them
         finally:
             maker.shutdown(cancel_futures=True)
+
+
+def mapped(
+    function: Callable[[Item], Answer], items: Generator[Item, None, None], workers: int
+) -> Generator[Answer, None, None]:
+    """What `function` makes of each item, in the order of the items, `workers` of them at work at the same time.
+
+    The items are made here, as many ahead as there are workers; with one, all is done here and nothing ahead. What the
+    function raises is raised here, when the item's turn comes. Closing waits for the items that are at work and closes
+    `items`.
+    """
+    with closing(items):
+        if workers == 1:
+            yield from map(function, items)
+            return
+        with ThreadPoolExecutor(max_workers=workers) as pool:
+            coming: deque[Future[Answer]] = deque()
+            try:
+                for item in items:
+                    coming.append(pool.submit(function, item))
+                    if len(coming) > workers:
+                        yield coming.popleft().result()
+                while coming:
+                    yield coming.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)

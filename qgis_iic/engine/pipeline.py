@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import rasterio
 
@@ -19,7 +22,7 @@ from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.footprints import FootprintFile, footprints
 from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
-from qgis_iic.engine.overlap import made_ahead
+from qgis_iic.engine.overlap import made_ahead, mapped
 from qgis_iic.engine.progress import RunProgress
 from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
 from qgis_iic.engine.session import Session, bytes_per_pixel
@@ -48,6 +51,9 @@ _OF_PROCESS = 400e6
 _PER_STRIP_PIXEL = 3 * 3 + 12
 """Bytes: three planes of the strip that is made, the one that waits, and the one that is used; and, measured, what is
 traced."""
+
+_MOST_WORKERS = 8
+"""Threads that read tiles, and as many that make footprints, beside a GPU."""
 
 _LARGEST_TILE = 2
 """Times the model's own side, where the job does not say how much memory there is: still larger tiles save some percent
@@ -200,6 +206,11 @@ def _batches_ahead(session: Session, made: Plan, memory: int | None) -> int:
     return max(1, min(-(-len(row) // session.batch_size), int(room / of_batch) - 1))
 
 
+def _workers(session: Session) -> int:
+    """Threads for a stage that can use several. On a CPU the network is busy with all cores as it is."""
+    return 1 if session.on_cpu else min(_MOST_WORKERS, os.cpu_count() or 1)
+
+
 def answer(session: Session, made: Plan, advance: Callable[[int], None] = lambda _: None) -> Planes:
     """The network's answer for a plan whose raster is open, uint8 [3, height, width], in memory.
 
@@ -237,8 +248,9 @@ def _strips(
     job: Job, session: Session, made: Plan, clock: Clock, progress: RunProgress
 ) -> closing[Generator[Strip, None, None]]:
     """The network's answer from top to bottom, each strip made while the one before is used."""
-    ahead = _batches_ahead(session, made, job.memory)
-    return closing(made_ahead(strips(session, made.reader, made.rows, clock, progress.of(made.raster.path), ahead)))
+    ahead, workers = _batches_ahead(session, made, job.memory), _workers(session)
+    advance = progress.of(made.raster.path)
+    return closing(made_ahead(strips(session, made.reader, made.rows, clock, advance, ahead, workers)))
 
 
 def _segment(
@@ -272,13 +284,19 @@ def _extract(
         vectorizer = Vectorizer(deciding, smallest)
         with write_errors(Path(job.output)):
             found = FootprintFile(scratch / f"footprints{number}.wkb", made.raster.crs)
-        with _strips(job, session, made, clock, progress) as answered:
-            for strip in answered:
-                with clock.stage("vectorize"):
-                    for components in vectorizer.feed(strip):
-                        _add(found, components, made, job)
-        with clock.stage("vectorize"):
-            _add(found, vectorizer.finish(), made, job)
+        with (
+            _strips(job, session, made, clock, progress) as answered,
+            closing(
+                mapped(
+                    partial(_footprints, made=made, job=job, clock=clock),
+                    _components(vectorizer, answered, clock),
+                    _workers(session),
+                )
+            ) as tables,
+        ):
+            for table in tables:
+                with write_errors(Path(job.output)), clock.stage("write"):
+                    found.add(table)
         if vectorizer.cut_off:
             progress.warn(
                 f"What was found in {made.raster.path} is connected over so much ground that it was cut along rows "
@@ -296,20 +314,27 @@ def _extract(
     )
 
 
-def _add(found: FootprintFile, components: Components, made: Plan, job: Job) -> None:
+def _components(vectorizer: Vectorizer, answered: Iterator[Strip], clock: Clock) -> Generator[Components, None, None]:
+    """All that is found, some of it whenever a strip has come."""
+    for strip in answered:
+        yield from clock.each("vectorize", vectorizer.feed(strip))
+    with clock.stage("vectorize"):
+        rest = vectorizer.finish()
+    yield rest
+
+
+def _footprints(components: Components, made: Plan, job: Job, clock: Clock) -> geopandas.GeoDataFrame:
     grid = made.reader.grid
-    about = grid.transform @ (grid.width / 2, grid.height / 2)
-    table = footprints(
-        components,
-        grid.transform,
-        made.raster.crs,
-        about,
-        min_area=job.min_area,
-        max_hole_area=job.max_hole_area,
-        regularise=made.pixel if job.regularise else None,
-    )
-    with write_errors(Path(job.output)):
-        found.add(table)
+    with clock.stage("vectorize"):
+        return footprints(
+            components,
+            grid.transform,
+            made.raster.crs,
+            about=grid.transform @ (grid.width / 2, grid.height / 2),
+            min_area=job.min_area,
+            max_hole_area=job.max_hole_area,
+            regularise=made.pixel if job.regularise else None,
+        )
 
 
 def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:

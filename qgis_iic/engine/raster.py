@@ -7,6 +7,7 @@ fixed sum over source pixels, added in a fixed order. That makes it the same num
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ class Raster:
 
     def __init__(self, dataset: rasterio.DatasetReader, path: str, crs: str | None) -> None:
         self._dataset = dataset
+        self._reading = threading.Lock()  # GDAL's datasets are for one thread at a time
         self.path = path
         self.width: int = dataset.width
         self.height: int = dataset.height
@@ -131,7 +133,7 @@ class Raster:
             raise SourceUnsuitable(f"{self.path} has {self.count} bands and no band {missing[0]}.")
 
     def read(self, bands: tuple[int, ...], window: Window) -> tuple[Floats, Mask]:
-        """Pixels at the raster's own resolution.
+        """Pixels at the raster's own resolution; may be called from several threads, which then take turns at the file.
 
         Returns:
             Values float32 [bands, height, width], 0 where not valid, and validity bool [height, width]: the mask band,
@@ -142,19 +144,21 @@ class Raster:
             SourceCorrupt: a block can't be read or decoded.
         """
         area = RasterioWindow(window.col, window.row, window.width, window.height)
-        per_dataset = MaskFlags.per_dataset in self._dataset.mask_flag_enums[bands[0] - 1]
         try:
-            masks = self._dataset.read_masks(bands[:1] if per_dataset else bands, window=area)
-            # 8-bit imagery uses the whole range, so that its no-data value also occurs in single bands of seen pixels.
-            valid: Mask = (masks.any if self.dtype == "uint8" else masks.all)(axis=0)
-            if not valid.any():
-                return np.zeros((len(bands), window.height, window.width), np.float32), valid
-            values = self._dataset.read(bands, window=area).astype(np.float32)
+            with self._reading:
+                per_dataset = MaskFlags.per_dataset in self._dataset.mask_flag_enums[bands[0] - 1]
+                masks = self._dataset.read_masks(bands[:1] if per_dataset else bands, window=area)
+                read = self._dataset.read(bands, window=area) if masks.any() else None
         except RasterioError as error:
             raise SourceCorrupt(
                 f"{self.path} can't be read around column {window.col}, row {window.row}: {error}. "
                 "The file is damaged or incomplete; fetch or export it again."
             ) from error
+        # 8-bit imagery uses the whole range, so that its no-data value also occurs in single bands of seen pixels.
+        valid: Mask = (masks.any if self.dtype == "uint8" else masks.all)(axis=0)
+        if read is None:
+            return np.zeros((len(bands), window.height, window.width), np.float32), valid
+        values = read.astype(np.float32)
         if np.issubdtype(self.dtype, np.floating):
             valid &= (np.abs(values) < _MEANINGLESS).all(axis=0)
         _blank(values, valid)
@@ -181,7 +185,7 @@ def open_raster(path: str | Path, crs: str | None = None) -> Iterator[Raster]:
     """
     path = str(path)
     # A JPEG block that libjpeg only warns about is decoded to grey; better to say that it is damaged.
-    with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING=True), warnings.catch_warnings():
+    with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING=True, GDAL_NUM_THREADS="ALL_CPUS"), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             dataset = rasterio.open(path)

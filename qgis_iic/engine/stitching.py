@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qgis_iic.engine.clock import Clock
-from qgis_iic.engine.overlap import made_ahead
+from qgis_iic.engine.overlap import made_ahead, mapped
 from qgis_iic.engine.raster import Floats, GridReader, Mask
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Tile, Window
@@ -41,11 +41,12 @@ def strips(
     clock: Clock,
     advance: Callable[[int], None],
     ahead: int = 1,
+    workers: int = 1,
 ) -> Generator[Strip, None, None]:
     """Runs the network over rows of tiles; a tile whose core has no valid pixel is not run.
 
-    The next batches are read while the network runs. The raster is used on another thread until the generator ends or
-    is closed.
+    The next batches are read while the network runs. The raster is used on other threads until the generator ends or is
+    closed.
 
     Args:
         session: the network.
@@ -54,8 +55,9 @@ def strips(
         clock: takes the time of the stages `read` and `network`.
         advance: told how many tiles are through, each time some are.
         ahead: batches at most that are read before their turn.
+        workers: threads that read.
     """
-    with closing(made_ahead(_read(session, reader, rows, clock), ahead)) as batches:
+    with closing(made_ahead(_read(session, reader, rows, clock, workers), ahead)) as batches:
         for row, of_row in groupby(batches, key=attrgetter("row")):
             window = Window.spanning(row[0].core.col, row[0].core.row, row[-1].core.col_stop, row[-1].core.row_stop)
             planes = np.full((len(OUTPUTS), window.height, window.width), NODATA, np.uint8)
@@ -89,7 +91,7 @@ class _Batch:
 
 
 def _read(
-    session: Session, reader: GridReader, rows: Sequence[Sequence[Tile]], clock: Clock
+    session: Session, reader: GridReader, rows: Sequence[Sequence[Tile]], clock: Clock, workers: int
 ) -> Generator[_Batch, None, None]:
     """Batches of `session.batch_size` tiles at most; each row ends with one, even if it is empty."""
     mean = np.asarray(session.metadata.mean, np.float32)[:, None]
@@ -98,23 +100,27 @@ def _read(
         size = (row[0].window.height, row[0].window.width)
         return _Batch(row, np.empty((session.batch_size, len(reader.bands), *size), np.float32))
 
-    for row in rows:
-        batch = empty_batch(row)
-        for tile in row:
-            with clock.stage("read"):
-                values, valid = reader.read(tile.window)
-                if not valid.all():
-                    values[:, ~valid] = mean
-            if not valid[tile.core.slices_in(tile.window)].any():
-                batch = replace(batch, empty=batch.empty + 1)
-                continue
-            if len(batch.tiles) == len(batch.values):
-                yield batch
-                batch = empty_batch(row)
-            batch.values[len(batch.tiles)] = values
-            batch.tiles.append(tile)
-            batch.valid.append(valid)
-        yield batch
+    def read(tile: Tile) -> tuple[Floats, Mask]:
+        with clock.stage("read"):
+            values, valid = reader.read(tile.window)
+            if not valid.all():
+                values[:, ~valid] = mean
+        return values, valid
+
+    with closing(mapped(read, (tile for row in rows for tile in row), workers)) as tiles_read:
+        for row in rows:
+            batch = empty_batch(row)
+            for tile, (values, valid) in zip(row, tiles_read, strict=False):  # which go on in the next row
+                if not valid[tile.core.slices_in(tile.window)].any():
+                    batch = replace(batch, empty=batch.empty + 1)
+                    continue
+                if len(batch.tiles) == len(batch.values):
+                    yield batch
+                    batch = empty_batch(row)
+                batch.values[len(batch.tiles)] = values
+                batch.tiles.append(tile)
+                batch.valid.append(valid)
+            yield batch
 
 
 def _keep_cores(batch: _Batch, answers: Planes, strip: Strip) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Generator
 from contextlib import closing
 
 import pytest
 
-from qgis_iic.engine.overlap import made_ahead
+from qgis_iic.engine.overlap import made_ahead, mapped
 
 
 def test_items_come_in_order() -> None:
@@ -76,5 +77,58 @@ def test_nothing_goes_on_after_closing() -> None:
     with closing(made_ahead(items())) as ahead:
         next(ahead)
     assert made in ([0], [0, 1])
+    assert closed.is_set()
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_answers_come_in_the_order_of_their_items(workers: int) -> None:
+    def slower_when_early(number: int) -> int:
+        time.sleep((20 - number) / 2000)
+        return -number
+
+    assert list(mapped(slower_when_early, (number for number in range(20)), workers)) == [-n for n in range(20)]
+    assert list(mapped(slower_when_early, (number for number in range(0)), workers)) == []
+
+
+def test_several_are_at_work_together_and_no_more_than_that_wait() -> None:
+    together = threading.Barrier(3, timeout=5)
+    made: list[int] = []
+
+    def items() -> Generator[int, None, None]:
+        for number in range(9):
+            made.append(number)
+            yield number
+
+    def work(number: int) -> int:
+        together.wait()  # breaks unless three are at it
+        return number
+
+    with closing(mapped(work, items(), 3)) as answers:
+        assert next(answers) == 0
+        assert made == [0, 1, 2, 3]
+        assert list(answers) == list(range(1, 9))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_error_comes_in_the_turn_of_its_item(workers: int) -> None:
+    answers = mapped(lambda number: 6 // number, (number for number in (3, 2, 0, 1)), workers)
+    assert [next(answers), next(answers)] == [2, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(answers)
+
+
+def test_no_worker_goes_on_after_closing() -> None:
+    closed = threading.Event()
+
+    def items() -> Generator[int, None, None]:
+        try:
+            yield from range(1000)
+        finally:
+            closed.set()
+
+    threads = threading.active_count()
+    with closing(mapped(abs, items(), 3)) as answers:
+        next(answers)
     assert closed.is_set()
     assert threading.active_count() == threads

@@ -208,6 +208,21 @@ def test_the_answer_does_not_depend_on_the_tiles(scene: Path, tmp_path: Path, de
     assert first.drop(columns="geometry").equals(second.drop(columns="geometry"))
 
 
+def test_the_answer_does_not_depend_on_the_workers(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a GPU several threads read, and several make footprints."""
+    random_model(tmp_path / "model.onnx", 0)
+    alone, _ = extract(scene, tmp_path / "model.onnx", tile_size=40)
+    monkeypatch.setattr("qgis_iic.engine.pipeline._workers", lambda session: 4)
+    together, events = extract(scene, tmp_path / "model.onnx", tile_size=40, overwrite=True)
+    done = [event.done for event in events if isinstance(event, Progress)]
+    assert done == sorted(done)
+    assert len(alone) > 3
+    assert alone.geom_equals(together.geometry).all()
+    assert alone.drop(columns="geometry").equals(together.drop(columns="geometry"))
+
+
 def test_tiles_follow_the_memory() -> None:
     model = metadata(tile_size=650, halo=20, stride=2)
     assert 600 < _tile_size_within(None, model, 20 * 5000) < 700
@@ -433,10 +448,17 @@ def test_what_is_wrong_has_a_name_and_leaves_nothing(
     assert (listing(tmp_path), (tmp_path / "taken.gpkg").read_bytes()) == before
 
 
+@pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("task", ["extract", "segment"])
 def test_a_cancelled_run_leaves_nothing(
-    tmp_path: Path, scene: Path, model: Path, task: Literal["extract", "segment"]
+    tmp_path: Path,
+    scene: Path,
+    model: Path,
+    task: Literal["extract", "segment"],
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("qgis_iic.engine.pipeline._workers", lambda session: workers)
     cancellation = Cancellation()
     done = []
 
