@@ -36,6 +36,18 @@ _GPU_BATCH = 8
 _GPU_SHARE = 0.5
 """Of a GPU's free memory, for the batch: convolutions take room to work in, and ONNX Runtime takes memory in steps."""
 
+_TOO_LARGE = (
+    "out of memory",
+    "failed to allocate memory",
+    "available memory of",
+    "bad_alloc",
+    "cudnn_status_not_supported",
+)
+"""What is said of a batch that was too large for the memory, or for cuDNN, which takes no tensor of 2^31 elements.
+
+ONNX Runtime has no class of its own for this: its allocators, CUDA, cuDNN and C++ each word it in their way.
+"""
+
 _TRIAL_SIDE = 256
 """Pixels: large enough for a trial to tell which is faster, small enough to keep nobody waiting."""
 
@@ -130,7 +142,7 @@ class Session:
         Returns:
             uint8 [N, 3, H, W]: the outputs in the order of `model_metadata.OUTPUTS`.
 
-        More than `batch_size` are run in turn. Where the memory does not hold a batch, that is halved from then on.
+        More than `batch_size` are run in turn. Where a batch turns out to be too large, that is halved from then on.
 
         Raises:
             Cancelled: `cancel` was called, before or meanwhile.
@@ -144,7 +156,7 @@ class Session:
         except Exception as error:  # ONNX Runtime has no class of its own for a run that was told to end
             if self._cancelled:
                 raise Cancelled("The run was cancelled.") from error
-            if not _lacks_memory(error):
+            if not _is_too_large(error):
                 raise
             if len(tiles) == 1:
                 raise OutOfMemory(
@@ -293,7 +305,6 @@ def _overridable(session: onnxruntime.InferenceSession) -> set[str]:
     return {node.name for node in session.get_overridable_initializers()}
 
 
-def _lacks_memory(error: Exception) -> bool:
-    """ONNX Runtime has no class of its own for this: its allocators, CUDA and C++ each word it in their way."""
+def _is_too_large(error: Exception) -> bool:
     text = str(error).lower()
-    return "out of memory" in text or "failed to allocate memory" in text or "bad_alloc" in text
+    return any(said in text for said in _TOO_LARGE)

@@ -17,8 +17,8 @@ from qgis_iic.training.distributed import of_first_process, sum_over_processes
 from qgis_iic.training.effective_rank import FeatureMoments
 from qgis_iic.training.iic_loss import (
     joint_statistics,
+    joints_at,
     joints_by_fft,
-    joints_by_loop,
     loss_of_joints,
     random_displacements,
 )
@@ -98,7 +98,7 @@ class Objective(nn.Module):
         for head, logits1, logits2, weight in zip(HEADS, first, second, weights, strict=True):
             with torch.autocast(self.mean.device.type, enabled=False):
                 p1, p2 = _assignments(logits1, logits2, views)
-                joints = sum_over_processes(joints_by_loop(p1, p2, displacements))
+                joints = sum_over_processes(joints_at(p1, p2, displacements))
                 loss = loss_of_joints(joints, weight)
             total = total + loss.value
             statistics = joint_statistics(joints[0])  # random_displacements gives (0, 0) first

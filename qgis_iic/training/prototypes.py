@@ -64,7 +64,7 @@ def _draw(objective: Objective, sampler: ChipSampler, halo: int, generator: np.r
     chips = sampler.draw(CHIPS, generator)
     training = objective.training
     objective.eval()
-    features = objective.network.encode(objective.normalised(chips.values.to(device), chips.valid.to(device))).cpu()
+    features = objective.network.encode(objective.normalised(chips.values.to(device), chips.valid.to(device)))
     objective.train(training)
     usable = chips.usable[:, ::STRIDE, ::STRIDE].numpy().copy()
     rim = min(halo // STRIDE, usable.shape[1] // 4)
@@ -73,5 +73,6 @@ def _draw(objective: Objective, sampler: ChipSampler, halo: int, generator: np.r
     # Chips with hardly any usable ground inside their rim: its places are better than none.
     places = np.argwhere(usable & inner if (usable & inner).any() else usable)
     chosen = places[generator.choice(len(places), size=min(CHIPS * FEATURES_PER_CHIP, len(places)), replace=False)]
-    found: NDArray[np.float32] = features.permute(0, 2, 3, 1).numpy()[tuple(chosen.T)]
+    numbers, rows, columns = (torch.from_numpy(indices.copy()).to(device) for indices in chosen.T)
+    found: NDArray[np.float32] = features[numbers, :, rows, columns].cpu().numpy()
     return found

@@ -73,8 +73,9 @@ class Trainer:
         self.fabric.backward(outcome.loss)
         self.optimiser.step()
         self.step += 1
+        loss = outcome.loss.item()  # a GPU is done when this is known
         self.seconds += time.monotonic() - started
-        return {"step": self.step, "loss": outcome.loss.item(), **outcome.measures, "seconds": round(self.seconds, 2)}
+        return {"step": self.step, "loss": loss, **outcome.measures, "seconds": round(self.seconds, 2)}
 
     def evaluate(self, chips: Chips) -> dict[str, float]:
         """A row of the held-out log; `chips` are split over the processes."""

@@ -170,11 +170,12 @@ def test_the_batch_on_a_gpu_follows_its_free_memory(
 
 
 class _SmallDevice:
-    """A session that holds `room` tiles at once."""
+    """A session that holds `room` tiles at once, and says `refusal` of more."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, room: int) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, room: int, refusal: str) -> None:
         self._session = session
         self._room = room
+        self._refusal = refusal
         self.batches: list[int] = []
 
     def io_binding(self) -> onnxruntime.IOBinding:
@@ -184,16 +185,24 @@ class _SmallDevice:
         tiles = binding.get_outputs()[0].shape()[0]
         self.batches.append(tiles)
         if tiles > self._room:
-            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+            raise RuntimeError(self._refusal)
         self._session.run_with_iobinding(binding, options)
 
 
-def test_a_batch_that_does_not_fit_is_halved_for_good(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "CUDA failure 2: out of memory ; GPU=0",
+        "BFCArena::AllocateRawInternal(size_t, bool) Available memory of 0 is smaller than requested bytes of 27210240",
+        "Non-zero status code returned while running Conv node. CUDNN failure 3000: CUDNN_STATUS_NOT_SUPPORTED ; GPU=0",
+    ],
+)
+def test_a_batch_that_does_not_fit_is_halved_for_good(tmp_path: Path, refusal: str) -> None:
     brightness_model(tmp_path / "m.onnx")
     session = Session(tmp_path / "m.onnx", "cpu")
     tiles = np.random.default_rng(0).integers(0, 255, (7, 3, 4, 4)).astype(np.float32)
     whole = session.run(tiles)
-    device = _SmallDevice(session._session, room=2)
+    device = _SmallDevice(session._session, 2, refusal)
     session._session = device
     session.batch_size = 8
     np.testing.assert_array_equal(session.run(tiles), whole)

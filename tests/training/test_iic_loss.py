@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from qgis_iic.training.iic_loss import (
     iic_loss,
     iic_loss_everywhere,
     joint_statistics,
+    joints_by_bmm,
     joints_by_conv2d,
     joints_by_fft,
     joints_by_loop,
@@ -47,10 +49,11 @@ def test_a_joint_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("shape", "half_width"), [((2, 3, 9, 7), 2), ((3, 5, 8, 8), 0), ((1, 4, 6, 11), 5)])
-def test_loop_fft_and_convolution_agree(shape: tuple[int, ...], half_width: int) -> None:
+def test_all_forms_of_the_joint_agree(shape: tuple[int, ...], half_width: int) -> None:
     visible = mask(shape[0], 1, *shape[2:])
     p1, p2 = visible * assignments(*shape), visible * assignments(*shape, seed=1)
     loop = joints_by_loop(p1, p2, all_displacements(half_width))
+    torch.testing.assert_close(joints_by_bmm(p1, p2, all_displacements(half_width)), loop, rtol=0, atol=1e-9)
     torch.testing.assert_close(joints_by_fft(p1, p2, half_width), loop, rtol=0, atol=1e-9)
     torch.testing.assert_close(joints_by_conv2d(p1, p2, half_width), loop, rtol=0, atol=1e-9)
 
@@ -119,10 +122,11 @@ def test_a_displacement_without_pairs_is_left_out() -> None:
     assert nothing.value.item() == 0
 
 
-def test_the_gradient_of_the_loop() -> None:
+@pytest.mark.parametrize("joints", [joints_by_loop, joints_by_bmm])
+def test_the_gradient_of_the_joints(joints: Callable[..., torch.Tensor]) -> None:
     p1, p2 = (assignments(2, 3, 4, 5, seed=seed).requires_grad_() for seed in (0, 1))
     steps = [(0, 0), (1, -2), (-2, 1), (2, 2)]
-    assert torch.autograd.gradcheck(lambda a, b: joints_by_loop(a, b, steps), (p1, p2))
+    assert torch.autograd.gradcheck(lambda a, b: joints(a, b, steps), (p1, p2))
 
 
 def test_random_displacements() -> None:
