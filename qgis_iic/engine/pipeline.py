@@ -53,7 +53,7 @@ _PER_STRIP_PIXEL = 3 * 3 + 12
 traced."""
 
 _MOST_WORKERS = 8
-"""Threads that read tiles, and as many that make footprints, beside a GPU."""
+"""Threads beside a GPU that read tiles, as many that trace outlines, and as many that make footprints."""
 
 _LARGEST_TILE = 2
 """Times the model's own side, where the job does not say how much memory there is: still larger tiles save some percent
@@ -281,7 +281,7 @@ def _extract(
     deciding = None if session.decision == "probability" else session.building_clusters or ()
     for number, (source, made) in enumerate(zip(job.sources, plans, strict=True)):
         smallest = _SPECK * job.min_area / made.reader.pixel_area
-        vectorizer = Vectorizer(deciding, smallest)
+        vectorizer = Vectorizer(deciding, smallest, _workers(session))
         with write_errors(Path(job.output)):
             found = FootprintFile(scratch / f"footprints{number}.wkb", made.raster.crs)
         with (

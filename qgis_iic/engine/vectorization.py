@@ -3,17 +3,18 @@
 Buildings are the 4-connected components of the building mask, which the clusters or the probability make. Outlines turn
 at corners: vertices of the pixel grid around which one or three of four pixels are buildings, or two that touch there
 only. Each part of a strip gives the corners along the upper edges of its rows, seen with the last row of the part
-before, so that they are those of the whole raster. What neither end of a part touches is finished there. The corners of
-the rest wait, and are joined once as many have come as were left the last time: each is moved a few times at most,
-however long its component stays open. Where too many are left, as where a mask is one component from end to end, the
-components with the most are cut off along the row that has been reached, which depends on the strips. Between its
-corners an outline is straight: reading them by rows pairs the ends of all its horizontal edges, and sorting them by
-columns those of its vertical ones.
+before, so that they are those of the whole raster, and several parts can be worked on together. What neither end of a
+part touches is finished there. The corners of the rest wait, and are joined once as many have come as were left the
+last time: each is moved a few times at most, however long its component stays open. Where too many are left, as where a
+mask is one component from end to end, the components with the most are cut off along the row that has been reached,
+which depends on the strips. Between its corners an outline is straight: reading them by rows pairs the ends of all its
+horizontal edges, and sorting them by columns those of its vertical ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
+from qgis_iic.engine.overlap import mapped
 from qgis_iic.engine.stitching import Planes, Strip
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA, PROBABILITY_SCALE
@@ -139,14 +141,16 @@ class Vectorizer:
     Args:
         building_clusters: cluster numbers that are buildings; None where the probability decides.
         smallest: components whose outline has fewer pixels inside, holes counted, are left out.
+        workers: threads, each of which takes a part of a strip.
 
     Attributes:
         cut_off: how many components were cut off so far, see the module.
     """
 
-    def __init__(self, building_clusters: Sequence[int] | None, smallest: float = 0) -> None:
+    def __init__(self, building_clusters: Sequence[int] | None, smallest: float = 0, workers: int = 1) -> None:
         self._building_clusters = building_clusters
         self._smallest = smallest
+        self._workers = workers
         self._waiting: list[_Part] = []
         self._last_row: Mask = np.zeros(1, np.bool_)
         self._below = Window(0, 0, 1, 1)
@@ -163,19 +167,20 @@ class Vectorizer:
             self._last_row = np.zeros(window.width, np.bool_)
         self._below = Window(window.col, window.row_stop, window.width, 1)
         step = max(1, _PIXELS_AT_ONCE // window.width)
+        together = self._workers * step
         complete: list[Components] = []
-        for start in range(0, window.height, step):
-            planes = strip.planes[:, start : start + step]
-            mask = np.concatenate([self._last_row[None], building_mask(planes, self._building_clusters)])
-            self._last_row = mask[-1]
-            components, part = _cut(mask, planes, window.col, window.row + start, self._smallest)
-            complete.append(components)
-            self._waiting.append(part)
+        for start in range(0, window.height, together):
+            stop = min(start + together, window.height)
+            parts = self._masked(strip, range(start, stop, step), step)
+            with closing(mapped(self._cut, parts, self._workers)) as cut:
+                for components, part in cut:
+                    complete.append(components)
+                    self._waiting.append(part)
             left, *added = self._waiting
             if sum(each.nbytes for each in added) >= left.nbytes:
                 complete.append(self._join())
                 if len(self._waiting[0].corners) > _MOST_CORNERS:
-                    complete.append(self._cut_off(window.col, window.row + start + planes.shape[1]))
+                    complete.append(self._cut_off(window.col, window.row + stop))
             if sum(shapely.get_num_coordinates(each.polygons).sum() for each in complete) > _MOST_CORNERS:
                 yield Components.joined(complete)
                 complete = []
@@ -186,6 +191,19 @@ class Vectorizer:
         """All other components, those that reach the lower end of the last strip among them."""
         planes = np.full((3, 1, self._below.width), NODATA, np.uint8)
         return Components.joined([*self.feed(Strip(self._below, planes)), self._join()])
+
+    def _masked(self, strip: Strip, starts: Iterable[int], step: int) -> Generator[tuple[Mask, Strip], None, None]:
+        """Parts of `step` rows from each of `starts` on, with the building mask of the last row before and of them."""
+        for start in starts:
+            planes = strip.planes[:, start : start + step]
+            mask = np.concatenate([self._last_row[None], building_mask(planes, self._building_clusters)])
+            self._last_row = mask[-1]
+            window = strip.window
+            yield mask, Strip(Window(window.col, window.row + start, window.width, planes.shape[1]), planes)
+
+    def _cut(self, masked: tuple[Mask, Strip]) -> tuple[Components, _Part]:
+        mask, part = masked
+        return _cut(mask, part.planes, part.window.col, part.window.row, self._smallest)
 
     def _join(self) -> Components:
         components, left = _joined(self._waiting, self._smallest)

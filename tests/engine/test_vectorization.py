@@ -51,8 +51,9 @@ def vectorize(
     origin: tuple[int, int] = (0, 0),
     smallest: float = 0,
     building_clusters: tuple[int, ...] | None = BUILDINGS,
+    workers: int = 1,
 ) -> list[Part]:
-    return fed(Vectorizer(building_clusters, smallest), clusters, cuts, origin)
+    return fed(Vectorizer(building_clusters, smallest, workers), clusters, cuts, origin)
 
 
 def fed(vectorizer: Vectorizer, clusters: np.ndarray, cuts: list[int], origin: tuple[int, int] = (0, 0)) -> list[Part]:
@@ -197,13 +198,15 @@ def test_little_waits_within_a_strip_of_many_parts(moved: list[int], monkeypatch
 
 
 @settings(max_examples=200, deadline=None)
-@given(CLASSES, st.integers(1, 6), st.integers(0, 12))
-def test_what_is_too_large_is_cut_along_rows_and_nothing_is_lost(clusters: np.ndarray, rows: int, most: int) -> None:
+@given(CLASSES, st.integers(1, 6), st.integers(0, 12), st.sampled_from([1, 3]))
+def test_what_is_too_large_is_cut_along_rows_and_nothing_is_lost(
+    clusters: np.ndarray, rows: int, most: int, workers: int
+) -> None:
     whole = vectorize(clusters, [], origin=(100, 200))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectorization, "_MOST_CORNERS", most)
         patch.setattr(vectorization, "_PIXELS_AT_ONCE", 48)
-        pieces = vectorize(clusters, list(range(rows, 24, rows)), origin=(100, 200))
+        pieces = vectorize(clusters, list(range(rows, 24, rows)), origin=(100, 200), workers=workers)
     sums = [(0, 0.0) for _ in whole]
     for piece in pieces:
         assert shapely.is_valid(piece.polygon)
@@ -256,11 +259,12 @@ def test_only_specks_are_left_out(clusters: np.ndarray, cuts: list[int], smalles
     assert outlines(large(vectorize(clusters, cuts, smallest=smallest))) == outlines(large(vectorize(clusters, [])))
 
 
-def test_a_strip_is_the_same_whatever_is_labelled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_strip_is_the_same_whatever_is_labelled_at_once(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     clusters = np.random.default_rng(0).choice(np.array([0, 1, 3, 255], np.uint8), (40, 30))
     whole = outlines(vectorize(clusters, []))
     monkeypatch.setattr(vectorization, "_PIXELS_AT_ONCE", 200)
-    assert outlines(vectorize(clusters, [])) == whole
+    assert outlines(vectorize(clusters, [], workers=workers)) == whole
 
 
 def test_ground_closed_in_by_pixels_that_touch_is_a_hole() -> None:
