@@ -153,11 +153,12 @@ class _Loop:
         """Trains each seed for `held_out.seed_steps` in a folder of its own.
 
         Returns:
-            The folder of the seed with the least held-out loss; where time is up, that of the seed last trained.
+            The folder of the seed that the criterion on the held-out ground finds best then; where time is up, that of
+            the seed last trained.
         """
         steps = config.held_out.seed_steps
         short = replace(config, optimisation=replace(config.optimisation, steps=steps))
-        losses: dict[Path, float] = {}
+        values: dict[Path, float] = {}
         held_out = cast("Chips", self._held_out)  # a configuration of several seeds has some
         for number, seed in enumerate(config.seeds):
             folder = run / f"seed_{seed}"
@@ -166,8 +167,8 @@ class _Loop:
             self.go_on(trainer, folder, number * steps)
             if self.time_is_up():
                 return folder
-            losses[folder] = trainer.evaluate(held_out)["held_out_loss"]
-        return min(losses, key=losses.__getitem__)
+            values[folder] = trainer.criterion(trainer.evaluate(held_out))
+        return min(values, key=values.__getitem__)
 
     def go_on(self, trainer: Trainer, run: Path, earlier_steps: int) -> None:
         """Trains to the end; `earlier_steps` are those of other seeds, for the report."""

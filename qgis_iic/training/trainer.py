@@ -83,9 +83,13 @@ class Trainer:
         measures = self.objective.evaluate(self.fabric.to_device(part), self.config.optimisation.chips)
         return {"step": self.step, **measures}
 
+    def criterion(self, evaluation: Mapping[str, float]) -> float:
+        """What is to be small of a row of the held-out log."""
+        return evaluation[f"held_out_{self.config.held_out.criterion}"]
+
     def improves(self, evaluation: Mapping[str, float]) -> bool:
         """Takes a row of the held-out log; whether it is the best so far by the criterion of the configuration."""
-        value = evaluation[f"held_out_{self.config.held_out.criterion}"]
+        value = self.criterion(evaluation)
         if value < self.best_value:
             self.best_value, self.poor_evaluations = value, 0
             return True

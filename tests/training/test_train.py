@@ -201,16 +201,17 @@ def test_nothing_held_out_decides_nothing(village_folder: Path, tmp_path: Path) 
     assert load_best(tmp_path / "run").step == 2
 
 
-def test_the_best_seed_goes_on(village_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("criterion", ["loss", "rank"])
+def test_the_best_seed_goes_on(village_folder: Path, tmp_path: Path, criterion: str) -> None:
     config = replace(load_config(village_folder / "tiny.toml"), seeds=(3, 5))
+    config = replace(config, held_out=replace(config.held_out, criterion=criterion))
     steps: list[int] = []
     train(config, tmp_path / "run", report=lambda step, _: steps.append(step))
     assert steps == [1, 2, 3, 4, 5, 6]  # two of either seed, two more of the better one
-    losses = {
-        seed: read_log(tmp_path / "run" / f"seed_{seed}" / HELD_OUT_LOG_NAME)[-1]["held_out_loss"] for seed in (3, 5)
-    }
+    column = f"held_out_{criterion}"
+    values = {seed: read_log(tmp_path / "run" / f"seed_{seed}" / HELD_OUT_LOG_NAME)[-1][column] for seed in (3, 5)}
     checkpoint = load_checkpoint(tmp_path / "run")
-    assert checkpoint.config["seeds"] == (min(losses, key=losses.__getitem__),)
+    assert checkpoint.config["seeds"] == (min(values, key=values.__getitem__),)
     assert [row["step"] for row in read_log(tmp_path / "run" / LOG_NAME)] == [1, 2, 3, 4]
 
     def stop(step: int, _: object) -> None:
