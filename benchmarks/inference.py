@@ -47,7 +47,7 @@ from qgis_iic.protocol.model_metadata import IMAGE_INPUT, OUTPUTS
 PROJECT = Path(__file__).resolve().parents[1]
 OUT = PROJECT / "benchmarks" / "out"
 SCENE = Path(os.environ.get("QGIS_IIC_DATA", PROJECT.parent / "shared" / "data")) / "banepa" / "scene.tif"
-QUARTER = PROJECT / "models" / "iic_rgb.onnx"
+QUARTER = PROJECT / "models" / "iic_rgb_small.onnx"
 
 PART = (3000, 3000, 4400, 4400)
 """Of the scene, in its pixels, for the full-width network: 4 million working pixels."""
@@ -72,21 +72,28 @@ def main() -> None:
         "--provider", choices=PRECISIONS, action="append", help="where the network runs; all that bind here by default"
     )
     parser.add_argument(
-        "--docs", action="store_true", help="write the table to docs/benchmarks.md or docs/benchmarks_gpu.md as well"
+        "--docs",
+        action="store_true",
+        help="write the table to docs/benchmarks.md as well, without the CPU to docs/benchmarks_gpu.md",
     )
     parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.row:
         print(json.dumps(ROWS[arguments.row.pop("kind")](**arguments.row)))
         return
+    problems = survey()
+    for name in arguments.provider or []:
+        if problems[name]:
+            parser.error(problems[name])
+    providers = [name for name in arguments.provider or PRECISIONS if not problems[name]]
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        record = {"machine": machine(), **measured(arguments, Path(folder))}
+        record = {"options": sys.argv[1:], "machine": machine(), **measured(arguments, providers, Path(folder))}
     text = table(record)
     (OUT / "inference.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (OUT / "inference.md").write_text(text, encoding="utf-8")
     if arguments.docs:
-        name = "benchmarks_gpu.md" if record["machine"]["gpu"] else "benchmarks.md"
+        name = "benchmarks.md" if "cpu" in providers else "benchmarks_gpu.md"
         (PROJECT / "docs" / name).write_text(text, encoding="utf-8")
     print(text)
 
@@ -119,7 +126,7 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measured(arguments: argparse.Namespace, providers: list[str], folder: Path) -> dict[str, Any]:
     """All rows, each of a child process."""
 
     def row(**facts: Any) -> dict[str, Any]:
@@ -128,8 +135,6 @@ def measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     full, stub = folder / "full.onnx", folder / "stub.onnx"
     write_full(full)
     write_stub(stub)
-    problems = survey()
-    providers = [name for name in arguments.provider or PRECISIONS if not problems[name]]
     peaks = [
         {
             "provider": provider,
@@ -411,7 +416,7 @@ def write_full(path: Path) -> None:
     from qgis_iic.training.model_file import read_model, write_model
     from qgis_iic.training.precisions import to_fp16, to_int8
 
-    config = load_config(PROJECT / "models" / "iic_rgb_full.toml")
+    config = load_config(PROJECT / "models" / "iic_rgb.toml")
     shape = replace(config.network, multi_layer=False)  # the published heads see the last layer alone
     _, metadata = read_model(QUARTER)
     torch.manual_seed(0)
@@ -493,7 +498,8 @@ def table(record: dict[str, Any]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Made by `benchmarks/inference.py --docs`, which says how each row is measured; `make bench` prints the same.",
+        f"Made by `{' '.join(['benchmarks/inference.py', *record['options']])}`, which says how each row is measured; "
+        "`make bench` prints the same.",
         "",
         f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gb']} GB{_gpu(facts)}; {facts['system']}; "
         f"Python {facts['python']}, ONNX Runtime {facts['onnxruntime']}; usable: {', '.join(facts['usable'])}. "

@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    config = load_config(PROJECT / "models" / "iic_rgb.toml")
+    config = load_config(PROJECT / "models" / "iic_rgb_small.toml")
     precisions = ["32-true", "bf16-mixed"] if computes_in_bfloat16() else ["32-true"]
     trainers, sampler = prepared(config, precisions)
     tasks: dict[str, Callable[[], object]] = {}

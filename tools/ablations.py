@@ -30,8 +30,9 @@ TABLE = PROJECT / "docs" / "ablations.md"
 FIGURES = "figures.json"
 PREAMBLE = """# Ablations
 
-The base is `models/iic_rgb.toml` cut down to {steps} steps of {chips} chips, of which the state of step {evaluated},
-the last that the held-out ground sees, is the model; with the over-clustering head as trained and colour jitter 0.1.
+The base is `models/iic_rgb_small.toml` cut down to {steps} steps of {chips} chips, of which
+the state of step {evaluated}, the last that the held-out ground sees, is the model;
+with the over-clustering head as trained and colour jitter 0.1.
 Each other row changes one thing of it (`models/ablations.toml`). Made by `tools/ablations.py`.
 Figures are building IoU and balanced accuracy of the over-clustering head, each pixel going by its largest cluster,
 matched for IoU on 50 tiles, 5 draws, and IoU of the main head: on average over the places of `models/settings.toml`,

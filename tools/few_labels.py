@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints a Markdown table of what a model is worth with few labels: see qgis_iic.training.few_labels.
 
-python tools/few_labels.py models/iic_rgb.onnx --places models/places.toml --place Banepa --minutes 5
+python tools/few_labels.py models/iic_rgb_small.onnx --places models/places.toml --place Banepa --minutes 5
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def command(
     footprint is at least 0.5.
 
     --supervised trains a network for each draw and one with all labels, hence six for each place to match on. With
-    too few steps it looks worse than it is. On two cores 500 steps of iic_rgb take a minute or more, and
+    too few steps it looks worse than it is. On two cores 500 steps of iic_rgb_small take a minute or more, and
     models/places.toml asks for 24 networks.
 
     A report also holds confusion counts and a table of the clusters for each place; in Markdown and HTML the best, the

@@ -47,7 +47,7 @@ def command(
     devices: int,
     precision: str,
 ) -> None:
-    """Trains a network as CONFIG (a TOML file, such as models/iic_rgb.toml) says.
+    """Trains a network as CONFIG (a TOML file, such as models/iic_rgb_small.toml) says.
 
     A checkpoint is written every few minutes and at the end. A part of the ground is held out: training stops when the
     loss there, or the rank of the features, no longer falls, and the state in which it was least, best.pt, is the

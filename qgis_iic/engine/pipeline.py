@@ -290,7 +290,7 @@ def _extract(
                 mapped(
                     partial(_footprints, made=made, job=job, clock=clock),
                     _components(vectorizer, answered, clock),
-                    _workers(session),
+                    1 if job.regularise else _workers(session),  # the library is Python, and warns
                 )
             ) as tables,
         ):

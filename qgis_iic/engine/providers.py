@@ -48,7 +48,7 @@ _SOURCES = {
 _OPTIONS: dict[str, dict[str, Any]] = {
     "tensorrt": {"trt_fp16_enable": True},
     # By default all algorithms are tried out whenever a batch has another size than the one before, as at the end of
-    # every row of tiles: measured, up to four times the time of the network, and none faster than cuDNN's own choice.
+    # each row of tiles: that takes several times as long as the network, and finds none faster than cuDNN's own choice.
     "cuda": {"cudnn_conv_algo_search": "HEURISTIC"},
 }
 
@@ -87,7 +87,7 @@ def bind(model: Path | bytes, provider: str) -> onnxruntime.InferenceSession:
     name = NAMES[provider]
     providers: list[Any] = [(name, _OPTIONS.get(provider, {}))]
     if provider == "tensorrt":
-        providers.append(NAMES["cuda"])  # for what TensorRT does not know
+        providers.append((NAMES["cuda"], _OPTIONS["cuda"]))  # for what TensorRT does not know
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # With it, a block for all tensors is planned on top of what the first run took: on a CPU nearly twice the memory

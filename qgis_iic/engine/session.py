@@ -161,7 +161,7 @@ class Session:
             if len(tiles) == 1:
                 raise OutOfMemory(
                     f"There is not enough memory for the network on a tile of {tiles.shape[3]} x {tiles.shape[2]} "
-                    "pixels. Take a smaller tile size, or close other programs."
+                    f"pixels. Take a smaller tile size, or close other programs. ONNX Runtime says: {error}"
                 ) from error
             self.batch_size = len(tiles) // 2
         # Not while the error is handled: it holds what was bound, and memory is short.

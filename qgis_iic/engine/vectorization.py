@@ -7,8 +7,8 @@ before, so that they are those of the whole raster, and several parts can be wor
 part touches is finished there. The corners of the rest wait, and are joined once as many have come as were left the
 last time: each is moved a few times at most, however long its component stays open. Where too many are left, as where a
 mask is one component from end to end, the components with the most are cut off along the row that has been reached,
-which depends on the strips. Between its corners an outline is straight: reading them by rows pairs the ends of all its
-horizontal edges, and sorting them by columns those of its vertical ones.
+which depends on the strips and on the number of workers. Between its corners an outline is straight: reading them by
+rows pairs the ends of all its horizontal edges, and sorting them by columns those of its vertical ones.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ _PIXELS_AT_ONCE = 1_000_000
 """Pixels that are labelled together: memory does not grow with the strip, and some stay in the processor's cache."""
 
 _MOST_CORNERS = 1_000_000
-"""Corners that a joining may leave; up to as many again come before the next one. A building has some dozens, and only
-those that are open at the same row wait together."""
+"""Corners that a joining may leave; up to as many again come before the next one, and where several parts are worked on
+together those of these parts. A building has some dozens, and only those that are open at the same row wait
+together."""
 
 _ROW_BIT, _COLUMN_BIT = 32, 4
 """A corner is one int64: from these bits up row and column of the vertex, in working pixels of the whole raster, below
@@ -167,23 +168,25 @@ class Vectorizer:
             self._last_row = np.zeros(window.width, np.bool_)
         self._below = Window(window.col, window.row_stop, window.width, 1)
         step = max(1, _PIXELS_AT_ONCE // window.width)
-        together = self._workers * step
         complete: list[Components] = []
-        for start in range(0, window.height, together):
-            stop = min(start + together, window.height)
+        stop = 0
+        while stop < window.height:
+            # What is open may have to be cut off below the last of them: where that is near, one goes alone.
+            workers = self._workers if len(self._waiting[0].corners) < _MOST_CORNERS / 2 else 1
+            start, stop = stop, min(stop + workers * step, window.height)
             parts = self._masked(strip, range(start, stop, step), step)
-            with closing(mapped(self._cut, parts, self._workers)) as cut:
+            with closing(mapped(self._cut, parts, workers)) as cut:
                 for components, part in cut:
                     complete.append(components)
                     self._waiting.append(part)
-            left, *added = self._waiting
-            if sum(each.nbytes for each in added) >= left.nbytes:
-                complete.append(self._join())
-                if len(self._waiting[0].corners) > _MOST_CORNERS:
-                    complete.append(self._cut_off(window.col, window.row + stop))
-            if sum(shapely.get_num_coordinates(each.polygons).sum() for each in complete) > _MOST_CORNERS:
-                yield Components.joined(complete)
-                complete = []
+                    left, *added = self._waiting
+                    if sum(each.nbytes for each in added) >= left.nbytes:
+                        complete.append(self._join())
+                    if self._are_many(complete):
+                        yield Components.joined(complete)
+                        complete = []
+            if len(self._waiting) == 1 and len(self._waiting[0].corners) > _MOST_CORNERS:
+                complete.append(self._cut_off(window.col, window.row + stop))
         if complete:
             yield Components.joined(complete)
 
@@ -191,6 +194,11 @@ class Vectorizer:
         """All other components, those that reach the lower end of the last strip among them."""
         planes = np.full((3, 1, self._below.width), NODATA, np.uint8)
         return Components.joined([*self.feed(Strip(self._below, planes)), self._join()])
+
+    def _are_many(self, complete: Sequence[Components]) -> bool:
+        """Whether they are better handed on, several of which may be used at the same time."""
+        coordinates = sum(shapely.get_num_coordinates(each.polygons).sum() for each in complete)
+        return bool(coordinates > _MOST_CORNERS / self._workers)
 
     def _masked(self, strip: Strip, starts: Iterable[int], step: int) -> Generator[tuple[Mask, Strip], None, None]:
         """Parts of `step` rows from each of `starts` on, with the building mask of the last row before and of them."""

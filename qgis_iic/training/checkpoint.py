@@ -39,6 +39,7 @@ class Checkpoint:
         best_value: the least on the held-out ground so far of what decides there; infinite before the first evaluation.
         poor_evaluations: in a row, without improvement on it.
         measures: the last row of the log.
+        precision: of the convolutions, see `devices.start`.
     """
 
     config: dict[str, Any]
@@ -53,6 +54,7 @@ class Checkpoint:
     best_value: float
     poor_evaluations: int
     measures: dict[str, float]
+    precision: str = "32-true"
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, fabric: Fabric) -> Path:

@@ -102,6 +102,7 @@ def describe(checkpoint: Checkpoint, config: TrainingConfig, checksum: str) -> M
             "steps": checkpoint.step,
             "seconds": round(checkpoint.seconds),
             "seed": config.seeds[0],
+            "precision": checkpoint.precision,
             "last_step": checkpoint.measures,
         },
         versions={

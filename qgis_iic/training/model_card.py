@@ -14,6 +14,9 @@ from qgis_iic.training.matching import MANUAL
 from qgis_iic.training.model_file import read_siblings
 from qgis_iic.training.report import figure_blocks
 
+_CRITERIA = {"loss": "the least loss", "rank": "the least effective rank of its features"}
+"""What `held_out.criterion` takes of several states, and of several seeds."""
+
 
 @dataclass(frozen=True)
 class Copy:
@@ -111,8 +114,9 @@ def _training(metadata: ModelMetadata) -> str:
     side = optimisation["chip_size"]
     lines = [
         f"- {training['steps']} steps of {optimisation['chips']} pairs of {side} x {side} pixels in "
-        f"{training['seconds'] / 60:.0f} minutes, seed {training['seed']}, Adam {optimisation['learning_rate']}. "
-        "The model is the state with the least loss on held-out ground; no label chose that, nor the seed.",
+        f"{_duration(training['seconds'])}, seed {training['seed']}, Adam {optimisation['learning_rate']}. "
+        f"The model is the state with {_CRITERIA[config['held_out'].get('criterion', 'loss')]} on held-out ground; "
+        "no label chose that, nor the seed.",
         f"- Width {network['width']} of the published network, dilations {_numbers(network['dilations'])}"
         + ("; the heads see several layers and the image's local moments" if network["multi_layer"] else "")
         + ("; k-means of the features for an over-clustering head." if objective["cluster_head"] == "k_means" else "."),
@@ -215,7 +219,9 @@ def _regenerate(metadata: ModelMetadata, file_name: str, copies: Sequence[Copy])
     stem = file_name.removesuffix(".onnx")
     model, card = f"models/{file_name}", f"--card models/{stem}.md"
     export = f"iic export runs/{stem} --output {model}"
-    commands = [f"iic train models/{metadata.name}.toml --output runs/{stem}"]
+    trained = metadata.training.get("precision", "32-true")
+    precision = "" if trained == "32-true" else f" --precision {trained}"
+    commands = [f"iic train models/{metadata.name}.toml --output runs/{stem}{precision}"]
     commands.append(export if metadata.metrics else f"{export} {card}")
     if metadata.building_clusters is not None:
         commands.append(f"iic match {model} {_how_matched(metadata)} --output {model}")
@@ -237,6 +243,10 @@ def _how_matched(metadata: ModelMetadata) -> str:
         return f"--building {','.join(map(str, metadata.building_clusters or ()))}"
     probe = metadata.matching.get("head", {}).get("kind") == "probe"
     return f"--places models/places.toml --objective {objective}{' --head probe' if probe else ''}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
 def _numbers(values: Iterable[object]) -> str:

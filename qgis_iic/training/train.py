@@ -153,8 +153,8 @@ class _Loop:
         """Trains each seed for `held_out.seed_steps` in a folder of its own.
 
         Returns:
-            The folder of the seed that the criterion on the held-out ground finds best then; where time is up, that of
-            the seed last trained.
+            The folder of the seed with the best state so far by the criterion on the held-out ground; where time is up,
+            that of the seed last trained.
         """
         steps = config.held_out.seed_steps
         short = replace(config, optimisation=replace(config.optimisation, steps=steps))
@@ -167,7 +167,7 @@ class _Loop:
             self.go_on(trainer, folder, number * steps)
             if self.time_is_up():
                 return folder
-            values[folder] = trainer.criterion(trainer.evaluate(held_out))
+            values[folder] = min(trainer.best_value, trainer.criterion(trainer.evaluate(held_out)))
         return min(values, key=values.__getitem__)
 
     def go_on(self, trainer: Trainer, run: Path, earlier_steps: int) -> None:

@@ -117,6 +117,7 @@ class Trainer:
             best_value=self.best_value,
             poor_evaluations=self.poor_evaluations,
             measures=measures,
+            precision=self.fabric.strategy.precision.precision,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:

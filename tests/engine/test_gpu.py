@@ -31,7 +31,7 @@ LEAST_AGREEMENT = 0.995
 
 @pytest.fixture
 def model(project_folder: Path) -> Path:
-    return project_folder / "models" / "iic_rgb.onnx"
+    return project_folder / "models" / "iic_rgb_small.onnx"
 
 
 @pytest.fixture

@@ -375,8 +375,9 @@ def test_a_corrupt_block_is_named(tmp_path: Path, compress: str, thread: str) ->
     with open_raster(path) as raster, ThreadPoolExecutor(1) as other:
         everything = (1, 2, 3), Window(0, 0, 256, 256)
         read = raster.read if thread == "own" else lambda *window: other.submit(raster.read, *window).result()
-        with pytest.raises(SourceCorrupt, match=r"r\.tif"):
-            read(*everything)
+        for _ in range(2):  # GDAL itself gives what it has decoded the second time
+            with pytest.raises(SourceCorrupt, match=r"r\.tif"):
+                read(*everything)
 
 
 def test_a_crs_of_the_caller_wins(tmp_path: Path) -> None:

@@ -163,10 +163,8 @@ def test_a_raster_is_not_overwritten_by_its_own_classes(qgis_process: Process, s
 
 @pytest.mark.realdata
 def test_a_crop_of_real_imagery_with_the_model_that_ships(
-    qgis_process: Process, data_folder: Path, project_folder: Path, tmp_path: Path
+    qgis_process: Process, data_folder: Path, tmp_path: Path
 ) -> None:
-    if not (project_folder / "models" / "iic_rgb.onnx").is_file():
-        pytest.skip("models/iic_rgb.onnx has not been made yet")
     scene = data_folder / "banepa" / "scene.tif"
     described = subprocess.run(["gdalinfo", "-json", scene], capture_output=True, check=True, text=True)
     corners = json.loads(described.stdout)["cornerCoordinates"]

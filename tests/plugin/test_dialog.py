@@ -91,7 +91,7 @@ def test_every_widget_reaches_its_parameter(ready: ExtractionDialog, layers: Any
     panel.layer_name.setText(" roofs ")
     panel.overwrite.setChecked(True)
     panel.provider.setCurrentText("cpu")
-    panel.precision.setCurrentText("auto")
+    panel.precision.setCurrentText("int8")
     panel.tile_size.setValue(256)
     panel.memory.setValue(2000)
     set_extent(ready, QgsRectangle(1, 2, 3, 4))
@@ -108,7 +108,7 @@ def test_every_widget_reaches_its_parameter(ready: ExtractionDialog, layers: Any
         "LAYER_NAME": "roofs",
         "OVERWRITE": True,
         "PROVIDER": "cpu",
-        "PRECISION": "auto",
+        "PRECISION": "int8",
         "TILE_SIZE": 256,
         "MEMORY": 2000,
         "OUTPUT": panel.output.filePath(),

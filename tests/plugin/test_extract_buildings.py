@@ -55,6 +55,7 @@ def test_what_is_not_given_takes_the_defaults(job_of: Any, raster: Any) -> None:
         model=resource_paths.default_model(),
         output="/out/town.gpkg",
         provider="auto",
+        precision="auto",
         tile_size=None,
         memory=None,
         min_area=10.0,

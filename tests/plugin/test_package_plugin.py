@@ -29,6 +29,8 @@ def tree(project_folder: Path, tmp_path: Path) -> Path:
         shutil.copy(project_folder / name, root)
     for path in (
         "models/iic_rgb.onnx",
+        "models/iic_rgb.int8.onnx",
+        "models/iic_rgb.fp16.onnx",
         "models/iic_rgb.md",
         "models/iic_rgb.toml",
         "models/places.toml",
@@ -49,12 +51,12 @@ def test_one_top_folder_with_the_parts_of_the_plugin(tool: ModuleType, tree: Pat
     assert {
         "__init__.py", "engine_main.py", "metadata.txt", "LICENSE", "protocol/job.py", "engine/pipeline.py",
         "plugin/plugin.py", "resources/icons/iic.svg", "resources/styles/buildings.qml", "models/iic_rgb.onnx",
-        "models/iic_rgb.md", "models/iic_rgb.toml", "training/labelled_job.py",
+        "models/iic_rgb.int8.onnx", "models/iic_rgb.md", "models/iic_rgb.toml", "training/labelled_job.py",
     } <= inside  # fmt: skip
     folders = {name.split("/")[0] for name in inside if "/" in name}
     assert folders == {"protocol", "engine", "training", "plugin", "resources", "models"}
     assert {Path(name).suffix for name in inside} == {"", ".py", ".txt", ".svg", ".qml", ".onnx", ".md", ".toml"}
-    assert inside.isdisjoint({"engine/notes.txt", "models/places.toml"})
+    assert inside.isdisjoint({"engine/notes.txt", "models/places.toml", "models/iic_rgb.fp16.onnx"})
 
 
 def test_the_same_sources_make_the_same_bytes(tool: ModuleType, tree: Path, tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ def test_a_record_comes_back_the_same(tmp_path: Path) -> None:
     assert TrainingConfig.from_record(config.to_record()) == config
 
 
-def test_the_configurations_in_the_repository_are_valid(project_folder: Path) -> None:
-    config = load_config(project_folder / "models" / "iic_rgb.toml")
+@pytest.mark.parametrize("name", ["iic_rgb", "iic_rgb_small"])
+def test_the_configurations_in_the_repository_are_valid(project_folder: Path, name: str) -> None:
+    config = load_config(project_folder / "models" / f"{name}.toml")
+    assert config.name == name
     assert config.objective.reconstruction_weight > 0
     assert {source.licence for source in config.imagery} == {"CC BY 4.0", "CC BY-SA 4.0"}
 

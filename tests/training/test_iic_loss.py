@@ -113,6 +113,19 @@ def test_what_the_mask_hides_has_no_say() -> None:
     assert iic_loss(p1, p2, visible, steps, 1.5) == iic_loss(other1, other2, visible, steps, 1.5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_has_the_loss_and_the_gradients_of_the_processor() -> None:
+    losses, gradients = [], []
+    for device in ("cpu", "cuda"):
+        p1, p2 = (assignments(3, 24, 20, 20, seed=seed).float().to(device).requires_grad_() for seed in (0, 1))
+        loss = iic_loss(p1, p2, torch.ones_like(p1[:, :1]), [(0, 0), (1, -2), (-4, 3)], 1.5).value
+        loss.backward()
+        losses.append(loss.detach().cpu())
+        gradients.append(torch.stack([p1.grad, p2.grad]).cpu())  # type: ignore[list-item]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
 def test_a_displacement_without_pairs_is_left_out() -> None:
     p1, p2 = assignments(1, 3, 1, 4), assignments(1, 3, 1, 4, seed=1)
     ones = torch.ones(1, 1, 1, 4, dtype=torch.float64)

@@ -208,7 +208,7 @@ def test_the_card_says_how_clusters_were_matched() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["iic_rgb", "iic_rgbn"])
+@pytest.mark.parametrize("name", ["iic_rgb", "iic_rgb_small", "iic_rgbn"])
 def test_the_card_in_the_repository_is_that_of_the_model(project_folder: Path, name: str) -> None:
     model = project_folder / "models" / f"{name}.onnx"
     _, metadata = read_model(model)

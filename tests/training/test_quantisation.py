@@ -298,7 +298,7 @@ def test_a_copy_is_not_trained_on(model: Path, scene: Path) -> None:
         match_by_hand(sibling(model, "fp16"), (1,), model)
 
 
-SHIPPED = ["iic_rgb.int8.onnx", "iic_rgb.fp16.onnx"]
+SHIPPED = [f"{model}.{kind}.onnx" for model in ("iic_rgb", "iic_rgb_small") for kind in ("int8", "fp16")]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -318,7 +318,7 @@ def test_the_copies_in_the_repository_find_the_same_buildings(
     project_folder: Path, data_folder: Path, name: str, scene: str, window: tuple[int, int, int, int] | None
 ) -> None:
     answers = []
-    for file in ("iic_rgb.onnx", name):
+    for file in (f"{name.partition('.')[0]}.onnx", name):
         session = Session(project_folder / "models" / file)
         with open_raster(data_folder / scene) as raster:
             source = Source(str(data_folder / scene), window=window)

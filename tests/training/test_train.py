@@ -209,7 +209,8 @@ def test_the_best_seed_goes_on(village_folder: Path, tmp_path: Path, criterion: 
     train(config, tmp_path / "run", report=lambda step, _: steps.append(step))
     assert steps == [1, 2, 3, 4, 5, 6]  # two of either seed, two more of the better one
     column = f"held_out_{criterion}"
-    values = {seed: read_log(tmp_path / "run" / f"seed_{seed}" / HELD_OUT_LOG_NAME)[-1][column] for seed in (3, 5)}
+    rows = {seed: read_log(tmp_path / "run" / f"seed_{seed}" / HELD_OUT_LOG_NAME) for seed in (3, 5)}
+    values = {seed: min(row[column] for row in rows[seed]) for seed in rows}
     checkpoint = load_checkpoint(tmp_path / "run")
     assert checkpoint.config["seeds"] == (min(values, key=values.__getitem__),)
     assert [row["step"] for row in read_log(tmp_path / "run" / LOG_NAME)] == [1, 2, 3, 4]

@@ -204,7 +204,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         self.addParameter(
             advanced(
                 documented(
-                    choice(PRECISION, tr("Precision"), Precision, "fp32"),
+                    choice(PRECISION, tr("Precision"), Precision, "auto"),
                     tr(
                         "Which of the model's files runs: int8 is for CPUs, fp16 for GPUs, where they lie beside it. "
                         "auto takes the fastest on this machine; the buildings may then differ a little from those of "

@@ -98,8 +98,8 @@ class TrainSegmenter(EngineAlgorithm):
                     ),
                     tr(
                         "Configuration of iic train: bands, network, objective, steps. Its imagery is passed over. "
-                        "By default that of the plugin's own model for red, green and blue; iic_rgbn.toml beside it "
-                        "has near infrared as well."
+                        "By default that of iic_rgb_small, for red, green and blue. Beside it, iic_rgbn.toml has near "
+                        "infrared as well, and iic_rgb.toml is for a GPU."
                     ),
                 )
             )

@@ -120,7 +120,7 @@ class ParametersPanel(QgsScrollArea):
         self.regularise.setChecked(settings.last_used(REGULARISE, False))
         self.layer_name.setText(settings.last_used(LAYER_NAME, ""))
         self.provider.setCurrentText(settings.last_used(PROVIDER, "auto"))
-        self.precision.setCurrentText(settings.last_used(PRECISION, "fp32"))
+        self.precision.setCurrentText(settings.last_used(PRECISION, "auto"))
         self.tile_size.setValue(settings.last_used(TILE_SIZE, 0))
         self.memory.setValue(settings.last_used(MEMORY, 0))
         self.output.setFilePath(settings.last_used(OUTPUT, ""))
