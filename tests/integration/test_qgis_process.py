@@ -75,7 +75,8 @@ def test_one_layer(qgis_process: Process, sample: Path, tmp_path: Path) -> None:
 
 
 def test_examples_make_a_model_that_finds_the_rest(qgis_process: Process, sample: Path, tmp_path: Path) -> None:
-    shapes = [(1, (500007, 2999982.5, 500017, 2999990.5)), (0, (500030, 2999920, 500045, 2999930))]
+    # The ground's example reaches the raster's rim, where a network sees its own padding.
+    shapes = [(1, (500007, 2999982.5, 500017, 2999990.5)), (0, (500030, 2999910, 500045, 2999930))]
     features = [
         {"type": "Feature", "properties": {"building": building}, "geometry": {"type": "Polygon", "coordinates": [
             [[left, bottom], [left, top], [right, top], [right, bottom], [left, bottom]]]}}
