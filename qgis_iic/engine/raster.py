@@ -145,19 +145,19 @@ class Raster:
             SourceCorrupt: a block can't be read or decoded.
         """
         area = RasterioWindow(window.col, window.row, window.width, window.height)
-        try:
-            with self._reading:
-                if self._damage is not None:  # GDAL says so once, and gives whatever it decoded from then on
-                    raise self._damage
+        with self._reading:
+            if self._damage is not None:  # GDAL says so once, and gives whatever it decoded from then on
+                raise self._damage
+            try:
                 per_dataset = MaskFlags.per_dataset in self._dataset.mask_flag_enums[bands[0] - 1]
                 masks = self._dataset.read_masks(bands[:1] if per_dataset else bands, window=area)
                 read = self._dataset.read(bands, window=area) if masks.any() else None
-        except RasterioError as error:
-            self._damage = SourceCorrupt(
-                f"{self.path} can't be read around column {window.col}, row {window.row}: {error}. "
-                "The file is damaged or incomplete; fetch or export it again."
-            )
-            raise self._damage from error
+            except RasterioError as error:
+                self._damage = SourceCorrupt(
+                    f"{self.path} can't be read around column {window.col}, row {window.row}: {error}. "
+                    "The file is damaged or incomplete; fetch or export it again."
+                )
+                raise self._damage from error
         # 8-bit imagery uses the whole range, so that its no-data value also occurs in single bands of seen pixels.
         valid: Mask = (masks.any if self.dtype == "uint8" else masks.all)(axis=0)
         if read is None:

@@ -20,7 +20,7 @@ VERSION = 2
 CHECKPOINT_NAME = "checkpoint.pt"
 """The last state of a run, to go on from."""
 BEST_NAME = "best.pt"
-"""The state whose loss on the held-out ground is the least, to make the model from."""
+"""The state that is best on the held-out ground, to make the model from."""
 
 
 @dataclass(frozen=True)
