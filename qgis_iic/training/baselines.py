@@ -17,6 +17,7 @@ from scipy.ndimage import uniform_filter
 
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
 from qgis_iic.training import probe
+from qgis_iic.training.heads import feature_parts
 from qgis_iic.training.labels import BUILDING, Labels
 from qgis_iic.training.model_file import FEATURES, run_inner
 from qgis_iic.training.network import STRIDE, IICNetwork
@@ -74,7 +75,7 @@ def trunk_features(model: onnx.ModelProto, metadata: ModelMetadata) -> Features 
 
     A linear classifier on them is what the same labels could get out of the network, had it a head for them.
     """
-    if not any(FEATURES in node.output for node in model.graph.node):
+    if not feature_parts(model):
         return None
 
     def compute(region: Region) -> Floats:

@@ -1,4 +1,4 @@
-"""The building head: one more 1x1 convolution on the trunk's features, whose sigmoid is the building probability.
+"""The building head: one more 1x1 convolution of the trunk's features, whose sigmoid is the building probability.
 
 Without it the building probability is the softmax summed over the building clusters. Either way a few nodes of the
 graph make the tensor `share`, and all else stays as it is: putting a head in and taking it out again gives the first
@@ -17,7 +17,8 @@ from onnx import helper, numpy_helper
 
 from qgis_iic.protocol.errors import ModelInvalid
 from qgis_iic.protocol.model_metadata import BUILDING_CLUSTERS_INPUT, ModelMetadata
-from qgis_iic.training.model_file import FEATURES, weights_checksum
+from qgis_iic.training.heads import feature_parts, head_constants, head_nodes, head_weights
+from qgis_iic.training.model_file import weights_checksum
 
 UPSAMPLING = "upsampling"
 CLASS_LOGITS, CLUSTER_LOGITS = "class_logits", "cluster_logits"
@@ -27,7 +28,7 @@ SHARE = "share"
 COARSE_BUILDING_LOGIT = "coarse_building_logit"
 """At feature resolution, float32 [N, 1, h, w]."""
 
-_WEIGHT, _BIAS = "building.weight", "building.bias"
+_BUILDING = "building"
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def cluster_share() -> list[onnx.NodeProto]:
     ]
 
 
-def _head_share() -> list[onnx.NodeProto]:
+def _head_share(parts: Sequence[str]) -> list[onnx.NodeProto]:
     return [
-        helper.make_node("Conv", [FEATURES, _WEIGHT, _BIAS], [COARSE_BUILDING_LOGIT], kernel_shape=[1, 1]),
+        *head_nodes(_BUILDING, parts, COARSE_BUILDING_LOGIT),
         upsampled(COARSE_BUILDING_LOGIT, "building_logit"),
         helper.make_node("Sigmoid", ["building_logit"], [SHARE]),
     ]
@@ -84,11 +85,11 @@ def with_building_head(
     Raises:
         ModelInvalid: the graph is not one of `iic export`.
     """
-    constants = {
-        _WEIGHT: head.weight.astype(np.float32)[None, :, None, None],
-        _BIAS: np.array([head.bias], np.float32),
-    }
-    made = _with_share(model, _head_share(), constants)
+    parts = feature_parts(model)
+    if not parts:
+        raise ModelInvalid("The model's graph is not one of `iic export`: it can't be given a building head.")
+    weight, bias = head.weight.astype(np.float32)[None, :, None, None], np.array([head.bias], np.float32)
+    made = _with_share(model, _head_share(list(parts)), head_constants(_BUILDING, parts, weight, bias))
     return made, replace(metadata, decision="probability", weights_sha256=weights_checksum(made))
 
 
@@ -102,27 +103,26 @@ def without_building_head(model: onnx.ModelProto, metadata: ModelMetadata) -> tu
 
 def building_head(model: onnx.ModelProto) -> BuildingHead | None:
     """The head that a graph has."""
-    named = (entry for entry in model.graph.initializer if entry.name in (_WEIGHT, _BIAS))
-    values = {entry.name: numpy_helper.to_array(entry) for entry in named}
-    if not values:
+    found = head_weights(model, _BUILDING)
+    if found is None:
         return None
-    return BuildingHead(values[_WEIGHT][0, :, 0, 0], float(values[_BIAS][0]))
+    weight, bias = found
+    return BuildingHead(weight[0, :, 0, 0], float(bias[0]))
 
 
 def _with_share(
     model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], constants: dict[str, NDArray[np.float32]]
 ) -> onnx.ModelProto:
     """A copy in which `nodes` make the share, at the same place in the order of the nodes."""
-    replaced = {output for node in (*cluster_share(), *_head_share()) for output in node.output}
+    parts = list(feature_parts(model))
+    replaced = {output for node in (*cluster_share(), *_head_share(parts)) for output in node.output}
     kept = [node for node in model.graph.node if not replaced & set(node.output)]
-    place = next((index for index, node in enumerate(kept) if SHARE in node.input), None)
-    if place is None:
-        raise ModelInvalid("The model's graph is not one of `iic export`: it can't be given a building head.")
+    place = next(index for index, node in enumerate(kept) if SHARE in node.input)
     made = onnx.ModelProto()
     made.CopyFrom(model)
     del made.graph.node[:]
     made.graph.node.extend([*kept[:place], *nodes, *kept[place:]])
-    initializers = [entry for entry in model.graph.initializer if entry.name not in (_WEIGHT, _BIAS)]
+    initializers = [entry for entry in model.graph.initializer if not entry.name.startswith(f"{_BUILDING}.")]
     del made.graph.initializer[:]
     made.graph.initializer.extend(initializers)
     made.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())

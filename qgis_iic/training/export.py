@@ -8,7 +8,7 @@ Only the mean stays a subtraction of its own: the convolutions pad with zeros, a
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -37,9 +37,11 @@ from qgis_iic.protocol.model_metadata import (
 from qgis_iic.training.building_head import CLASS_LOGITS, CLUSTER_LOGITS, SHARE, UPSAMPLING, cluster_share, upsampled
 from qgis_iic.training.checkpoint import Checkpoint, load_best, restore_network
 from qgis_iic.training.config import TrainingConfig
+from qgis_iic.training.heads import HEADS, head_constants, head_nodes
 from qgis_iic.training.imagery import DTYPE, Moments
-from qgis_iic.training.model_file import COARSE_LOGITS, FEATURES, run_inner, weights_checksum, write_model
+from qgis_iic.training.model_file import COARSE_LOGITS, run_inner, weights_checksum, write_model
 from qgis_iic.training.network import (
+    CHANNELS,
     CONTEXT_SIDES,
     LAYERS_BEFORE_POOL,
     LAYERS_SEEN,
@@ -55,6 +57,9 @@ IR_VERSION = 8
 TILE_SIZE = 650
 PARITY = 1e-3
 """Largest difference of logits between torch and ONNX Runtime, relative to the deviation of the logits."""
+
+MOMENTS = "moments"
+"""Tensor of the image's local moments, the last part of the features where the heads see them."""
 
 Weights = NDArray[np.float32]
 
@@ -131,8 +136,9 @@ def build_model(network: IICNetwork, moments: Moments) -> onnx.ModelProto:
         BUILDING_CLUSTERS_INPUT: np.zeros(clusters, np.float32),
     }
     nodes = [helper.make_node("Sub", [IMAGE_INPUT, "mean"], ["centred"])]
-    nodes += _trunk_nodes(network, std, constants)
-    nodes += _head_nodes(network, constants)
+    trunk, parts = _trunk_nodes(network, std, constants)
+    nodes += trunk
+    nodes += _head_nodes(network, parts, constants)
     nodes += _output_nodes()
     graph = helper.make_graph(
         nodes,
@@ -153,42 +159,56 @@ def build_model(network: IICNetwork, moments: Moments) -> onnx.ModelProto:
 
 def _trunk_nodes(
     network: IICNetwork, std: Weights, constants: dict[str, NDArray[np.generic]]
-) -> Iterator[onnx.NodeProto]:
-    """From `centred` to `features`; the folded weights are added to `constants`.
+) -> tuple[list[onnx.NodeProto], dict[str, int]]:
+    """From `centred` to the parts of the features, whose channels are returned by name.
 
-    Where the heads see several layers, `features` are these before their levelling, which folds into the heads.
+    The folded weights are added to `constants`. Where the heads see several layers, the parts are these before their
+    levelling, which folds into the heads.
     """
     current = "centred"
     scale = 1 / std
+    nodes: list[onnx.NodeProto] = []
+    parts: dict[str, int] = {}
     if network.levelling is not None:
         constants["inverse_std"] = scale[:, None, None]
-        yield helper.make_node("Mul", [current, "inverse_std"], ["normalised"])
+        nodes.append(helper.make_node("Mul", [current, "inverse_std"], ["normalised"]))
         current, scale = "normalised", np.ones_like(scale)
     if network.front is not None:
         constants["front.weight"] = network.front.weight.detach().numpy() * scale[:, None, None]
-        yield _convolution(network.front, [current, "front.weight"], "front")
+        nodes.append(_convolution(network.front, [current, "front.weight"], "front"))
         current, scale = "front", np.ones(network.front.out_channels, np.float32)
     layers = list(network.trunk)
-    outputs = []
+    seen = (len(CHANNELS),) if network.levelling is None else LAYERS_SEEN
+    number = 0
     for index, layer in enumerate(layers):
         name = f"layer{index}"
         if isinstance(layer, nn.Conv2d):
             weight, bias = fold(layer, cast("nn.BatchNorm2d", layers[index + 1]))
             constants[f"{name}.weight"] = weight * scale[:, None, None]
             constants[f"{name}.bias"] = bias
-            scale = np.ones(layer.out_channels, np.float32)
-            yield _convolution(layer, [current, f"{name}.weight", f"{name}.bias"], name)
+            channels = layer.out_channels
+            scale = np.ones(channels, np.float32)
+            nodes.append(_convolution(layer, [current, f"{name}.weight", f"{name}.bias"], name))
         elif isinstance(layer, nn.ReLU):
-            name = FEATURES if index == len(layers) - 1 and network.levelling is None else name
-            yield helper.make_node("Relu", [current], [name])
-            outputs.append(name)
+            nodes.append(helper.make_node("Relu", [current], [name]))
+            number += 1
+            if number in seen:
+                part = name
+                if number <= LAYERS_BEFORE_POOL:
+                    part = f"{name}_pooled"
+                    nodes.append(_mean(name, part, (STRIDE, STRIDE), (STRIDE, STRIDE)))
+                parts[part] = channels
         elif isinstance(layer, nn.MaxPool2d):
-            yield helper.make_node("MaxPool", [current], [name], kernel_shape=[STRIDE] * 2, strides=[STRIDE] * 2)
+            nodes.append(
+                helper.make_node("MaxPool", [current], [name], kernel_shape=[STRIDE] * 2, strides=[STRIDE] * 2)
+            )
         else:
             continue
         current = name
     if network.levelling is not None:
-        yield from _seen_nodes(outputs, constants)
+        nodes += _moment_nodes(constants)
+        parts[MOMENTS] = 2 * len(std) * len(CONTEXT_SIDES)
+    return nodes, parts
 
 
 def _convolution(layer: nn.Conv2d, inputs: list[str], output: str) -> onnx.NodeProto:
@@ -202,15 +222,9 @@ def _convolution(layer: nn.Conv2d, inputs: list[str], output: str) -> onnx.NodeP
     )
 
 
-def _seen_nodes(outputs: list[str], constants: dict[str, NDArray[np.generic]]) -> Iterator[onnx.NodeProto]:
-    """From the outputs of the trunk's layers and `normalised` to `features`, as `IICNetwork.encode` joins them."""
-    seen = []
-    for layer in LAYERS_SEEN:
-        name = outputs[layer - 1]
-        if layer <= LAYERS_BEFORE_POOL:
-            yield _mean(name, f"{name}_pooled", (STRIDE, STRIDE), (STRIDE, STRIDE))
-            name = f"{name}_pooled"
-        seen.append(name)
+def _moment_nodes(constants: dict[str, NDArray[np.generic]]) -> Iterator[onnx.NodeProto]:
+    """From `normalised` to what `network.local_moments` computes."""
+    moments = []
     constants["least_variance"] = np.array(LEAST_VARIANCE, np.float32)
     yield _mean("normalised", "means", (STRIDE, STRIDE), (STRIDE, STRIDE))
     yield helper.make_node("Mul", ["normalised", "normalised"], ["squared"])
@@ -224,8 +238,8 @@ def _seen_nodes(outputs: list[str], constants: dict[str, NDArray[np.generic]]) -
         yield helper.make_node("Sub", [square, f"{mean}_squared"], [f"variance{side}"])
         yield helper.make_node("Clip", [f"variance{side}", "least_variance"], [f"variance{side}_clipped"])
         yield helper.make_node("Sqrt", [f"variance{side}_clipped"], [f"deviation{side}"])
-        seen += [mean, f"deviation{side}"]
-    yield helper.make_node("Concat", seen, [FEATURES], axis=1)
+        moments += [mean, f"deviation{side}"]
+    yield helper.make_node("Concat", moments, [MOMENTS], axis=1)
 
 
 def _mean(plane: str, output: str, kernel: tuple[int, int], strides: tuple[int, int]) -> onnx.NodeProto:
@@ -250,8 +264,10 @@ def _moments(normalisation: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]
     return cast("torch.Tensor", normalisation.running_mean), cast("torch.Tensor", normalisation.running_var)
 
 
-def _head_nodes(network: IICNetwork, constants: dict[str, NDArray[np.generic]]) -> list[onnx.NodeProto]:
-    """From `features` to the full-resolution logits of both heads.
+def _head_nodes(
+    network: IICNetwork, parts: Mapping[str, int], constants: dict[str, NDArray[np.generic]]
+) -> list[onnx.NodeProto]:
+    """From the `parts` of the features to the full-resolution logits of both heads.
 
     They are parted at feature resolution: a copy of all full-resolution logits would be the largest of all tensors.
     """
@@ -264,9 +280,9 @@ def _head_nodes(network: IICNetwork, constants: dict[str, NDArray[np.generic]]) 
         wide = weight.astype(np.float64) * gain[:, None, None]
         bias = (bias - wide[:, :, 0, 0] @ mean.double().numpy()).astype(np.float32)
         weight = wide.astype(np.float32)
-    constants["heads.weight"], constants["heads.bias"] = weight, bias
+    constants.update(head_constants(HEADS, parts, weight, bias))
     return [
-        helper.make_node("Conv", [FEATURES, "heads.weight", "heads.bias"], [COARSE_LOGITS], kernel_shape=[1, 1]),
+        *head_nodes(HEADS, list(parts), COARSE_LOGITS),
         helper.make_node("Split", [COARSE_LOGITS, "head_sizes"], ["coarse_classes", "coarse_clusters"], axis=1),
         upsampled("coarse_classes", CLASS_LOGITS),
         upsampled("coarse_clusters", CLUSTER_LOGITS),

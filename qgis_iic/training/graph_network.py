@@ -1,7 +1,7 @@
 """From an ONNX model of ours back to a network that trains, and into the same graph again.
 
-The trunk is whatever leads from the image to the tensor `features`: its nodes are read from the graph, so that a trunk
-of another build needs no code here as long as it is made of the same kinds of nodes. The export has folded batch
+The trunk is whatever leads from the image to the parts of the features: its nodes are read from the graph, so that a
+trunk of another build needs no code here as long as it is made of the same kinds of nodes. The export has folded batch
 normalisation away; it is put back as an identity, so that the network computes what the graph does and yet trains like
 the one that the graph was made of. A convolution without bias is fixed (see `preprocessing`) and stays as it is.
 """
@@ -21,6 +21,7 @@ from qgis_iic.protocol.errors import ModelInvalid
 from qgis_iic.protocol.model_metadata import IMAGE_INPUT
 from qgis_iic.training.building_head import SHARE, BuildingHead, building_head
 from qgis_iic.training.export import PARITY, fold
+from qgis_iic.training.heads import HEADS, feature_parts, head_constants, head_weights
 from qgis_iic.training.imagery import Moments
 from qgis_iic.training.model_file import FEATURES, run_inner
 from qgis_iic.training.network import Logits, upsample
@@ -66,7 +67,7 @@ class GraphNetwork(nn.Module):
         moments: mean and deviation of its bands; the network takes normalised values.
 
     Raises:
-        ModelInvalid: there are other nodes in the trunk, or not exactly one convolution for both heads.
+        ModelInvalid: there are other nodes in the trunk, or no heads of `iic export`.
     """
 
     def __init__(self, model: onnx.ModelProto, moments: Moments) -> None:
@@ -79,14 +80,14 @@ class GraphNetwork(nn.Module):
         self._centred = first.output[0]
         self._std = torch.tensor(moments[1])[:, None, None]
         self.layers = nn.ModuleDict({node.output[0]: self._layer(node) for node in self._nodes})
-        heads = [node for node in model.graph.node if node.op_type == "Conv" and node.input[0] == FEATURES]
-        own = building_head(model)
-        if len(heads) != (1 if own is None else 2):
-            raise ModelInvalid("The model can't be trained on: its heads are not one convolution.")
-        self._heads = heads[0]
-        self.heads = _convolution(self._heads, self._values[self._heads.input[1]], self._values[self._heads.input[2]])
+        self._parts = feature_parts(model)
+        heads = head_weights(model, HEADS)
+        if heads is None:
+            raise ModelInvalid("The model can't be trained on: its graph is not one of `iic export`.")
+        self.heads = _head(*heads)
         self._sizes = self._values["head_sizes"].tolist()
         self.building = nn.Conv2d(self.heads.in_channels, 1, 1)
+        own = building_head(model)
         if own is not None:
             self.set_building_head(own)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -98,7 +99,7 @@ class GraphNetwork(nn.Module):
         for node in self._nodes:
             inputs = [tensors[name] for name in node.input if name in tensors]
             tensors[node.output[0]] = self.layers[node.output[0]](*inputs)
-        return tensors[FEATURES]
+        return torch.cat([tensors[part] for part in self._parts], dim=1)
 
     def clusterings(self, features: Tensor) -> Logits:
         """Of both heads, at feature resolution."""
@@ -148,10 +149,8 @@ class GraphNetwork(nn.Module):
 
         The building head is not among them: `building_head.with_building_head` puts it in.
         """
-        weights = {
-            self._heads.input[1]: self.heads.weight.detach().numpy(),
-            self._heads.input[2]: _bias(self.heads).detach().numpy(),
-        }
+        heads = (self.heads.weight.detach().numpy(), _bias(self.heads).detach().numpy())
+        weights = head_constants(HEADS, self._parts, *heads)
         for node in self._nodes:
             layer = self.layers[node.output[0]]
             if isinstance(layer, TrainableConvolution):
@@ -256,8 +255,8 @@ def check_parity(
 
 
 def _trunk(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes that `features` depends on, in the order of the graph."""
-    needed = {FEATURES}
+    """The nodes that the features depend on, in the order of the graph."""
+    needed = set(feature_parts(model))
     found = []
     for node in reversed(model.graph.node):
         if needed & set(node.output):
@@ -268,7 +267,17 @@ def _trunk(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return found[::-1]
 
 
-def _convolution(node: onnx.NodeProto, weight: Floats, bias: Floats | None = None) -> nn.Conv2d:
+def _head(weight: Floats, bias: Floats) -> nn.Conv2d:
+    """A 1x1 convolution of all features."""
+    outputs, inputs, *_ = weight.shape
+    convolution = nn.Conv2d(inputs, outputs, 1)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.from_numpy(weight.copy()))
+        _bias(convolution).copy_(torch.from_numpy(bias.copy()))
+    return convolution
+
+
+def _convolution(node: onnx.NodeProto, weight: Floats) -> nn.Conv2d:
     attributes = _attributes(node)
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
     if (top, left) != (bottom, right) or attributes.get("group", 1) != 1 or set(attributes.get("strides", (1,))) != {1}:
@@ -280,12 +289,10 @@ def _convolution(node: onnx.NodeProto, weight: Floats, bias: Floats | None = Non
         tuple(kernel),
         padding=(top, left),
         dilation=tuple(attributes.get("dilations", (1, 1))),
-        bias=bias is not None,
+        bias=False,
     )
     with torch.no_grad():
         convolution.weight.copy_(torch.from_numpy(weight.copy()))
-        if bias is not None and convolution.bias is not None:
-            convolution.bias.copy_(torch.from_numpy(bias.copy()))
     return convolution
 
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from qgis_iic.engine.session import sibling
 from qgis_iic.protocol.errors import ModelInvalid, ModelNotFound, OutputNotWritable
 from qgis_iic.protocol.model_metadata import IMAGE_INPUT, ModelMetadata
+from qgis_iic.training.heads import feature_parts
 
 FEATURES = "features"
-"""Tensor inside the graph, float32 [N, F, H / stride, W / stride], on which the heads act."""
+"""What the heads act on, float32 [N, F, H / stride, W / stride]: all of `heads.feature_parts`, side by side."""
 COARSE_LOGITS = "coarse_logits"
 """What they make of it, float32 [N, classes + clusters, H / stride, W / stride], the main head first."""
 
@@ -94,7 +95,7 @@ def write_model(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> 
 
 
 def open_inner(model: onnx.ModelProto, name: str) -> Callable[[NDArray[np.float32]], Tensor]:
-    """Opens the graph once for an output or a float32 [N, channels, h, w] tensor from inside it.
+    """Opens the graph once for an output, a float32 [N, channels, h, w] tensor from inside it, or `FEATURES`.
 
     Returns:
         What computes the tensor of that name from raw pixels, float32 [N, bands, H, W].
@@ -102,10 +103,12 @@ def open_inner(model: onnx.ModelProto, name: str) -> Callable[[NDArray[np.float3
     Raises:
         ModelInvalid: the graph has no such tensor: it is not one of `iic export`.
     """
-    if not any(name in node.output for node in model.graph.node):
-        raise ModelInvalid(f"The model's graph has no tensor `{name}`: it is not one of `iic export`.")
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
+    if name == FEATURES and (parts := feature_parts(model)):
+        opened.graph.node.append(onnx.helper.make_node("Concat", list(parts), [FEATURES], axis=1))
+    if not any(name in node.output for node in opened.graph.node):
+        raise ModelInvalid(f"The model's graph has no tensor `{name}`: it is not one of `iic export`.")
     if name not in {output.name for output in opened.graph.output}:
         opened.graph.output.append(
             onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", f"{name}_channels", "h", "w"])

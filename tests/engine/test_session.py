@@ -154,7 +154,7 @@ def test_a_trial_runs_the_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("free", "batch"),
-    [(None, 8), (0, 1), (10 * 3200 * 600**2, 5), (80e9, 8)],
+    [(None, 8), (0, 1), (10 * 2400 * 600**2, 5), (80e9, 8)],
 )
 def test_the_batch_on_a_gpu_follows_its_free_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float | None, batch: int

@@ -13,7 +13,8 @@ from qgis_iic.protocol.errors import ModelInvalid, OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.checkpoint import load_best, restore_network
 from qgis_iic.training.export import build_model, check_parity, export, fold, run_logits
-from qgis_iic.training.model_file import read_model, weights_checksum
+from qgis_iic.training.heads import feature_parts
+from qgis_iic.training.model_file import FEATURES, read_model, run_inner, weights_checksum
 from qgis_iic.training.network import IICNetwork, predict_logits
 from tests.training.networks import untrained_network
 
@@ -97,10 +98,24 @@ def test_padding_is_the_mean(network: IICNetwork, model: onnx.ModelProto) -> Non
         torch.testing.assert_close(found[..., :4, :4], wanted[..., :4, :4], rtol=1e-4, atol=1e-4)
 
 
+def test_no_tensor_holds_all_features(network: IICNetwork, model: onnx.ModelProto) -> None:
+    parts = feature_parts(model)
+    assert sum(parts.values()) == network.features
+    assert len(parts) == (1 if network.levelling is None else 4)
+    assert FEATURES not in {name for node in model.graph.node for name in node.output}
+    image = pixels((2, 24, 26))
+    found = torch.from_numpy(run_inner(model, FEATURES, image))
+    with torch.no_grad():
+        wanted = network.encode(torch.from_numpy((image - MEAN[:, None, None]) / STD[:, None, None]))
+        if network.levelling is not None:  # in the graph it is part of the heads
+            found = network.levelling(found)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_all_is_upsampled_once_and_no_batch_normalisation(network: IICNetwork, model: onnx.ModelProto) -> None:
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("Resize") == 2  # each head's own, so that what is large is never copied
-    trained = 8  # six of the trunk, one for both heads, one for the probability
+    trained = 7 + len(feature_parts(model))  # six of the trunk, one for the probability, and both heads' of each part
     assert kinds.count("Conv") == trained + (network.front is not None)
     assert not {"BatchNormalization", "Softmax"} & set(kinds)
     first = kinds.index("Resize")
@@ -131,7 +146,7 @@ def test_the_file_says_what_it_is(exported: Path) -> None:
 
 def test_a_graph_that_differs_is_not_written(network: IICNetwork) -> None:
     model = build_model(network, MOMENTS)
-    weight = next(entry for entry in model.graph.initializer if entry.name == "heads.weight")
+    weight = next(entry for entry in model.graph.initializer if entry.name == "heads.layer18.weight")
     values = onnx.numpy_helper.to_array(weight).copy()
     values[0, 0] += 1
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
