@@ -1,7 +1,7 @@
 """From a checkpoint to an ONNX model that takes raw pixels and gives clusters, classes and building probabilities.
 
 The graph is rewritten exactly: batch normalisation and the division by the deviation fold into the convolutions, the
-two heads become one 1x1 convolution, which is parted before it is upsampled, and no softmax stands before an argmax.
+logits of both heads are computed as one and split before they are upsampled, and no softmax stands before an argmax.
 Only the mean stays a subtraction of its own: the convolutions pad with zeros, and zero has to be the mean there too.
 """
 
@@ -269,7 +269,7 @@ def _head_nodes(
 ) -> list[onnx.NodeProto]:
     """From the `parts` of the features to the full-resolution logits of both heads.
 
-    They are parted at feature resolution: a copy of all full-resolution logits would be the largest of all tensors.
+    They are split at feature resolution: a copy of all full-resolution logits would be the largest of all tensors.
     """
     heads = (network.class_head, network.cluster_head)
     weight = np.concatenate([head.weight.detach().numpy() for head in heads])

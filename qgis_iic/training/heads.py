@@ -1,7 +1,8 @@
 """Heads in a graph: 1x1 convolutions of the features, as one convolution of each part of them, added up.
 
 The parts are the tensors that the heads see: the last layer of the trunk, or several layers and the image's local
-moments. Side by side in one tensor they would be its largest, with a copy of each part that is laid out anew for it.
+moments. Side by side they would be the graph's largest tensor, with a copy of each part that is laid out anew for it;
+and in int8, parts with value ranges of their own can't share the 256 steps of one scale.
 """
 
 from __future__ import annotations

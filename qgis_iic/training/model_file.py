@@ -35,12 +35,15 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
 
     Raises:
         ModelNotFound: there is no such file.
-        ModelInvalid: not an ONNX model, one without metadata, or one in another precision, whose weights are no longer
-            those that labels or training could change.
+        ModelInvalid: not an ONNX model, one without metadata, one in another precision, whose weights are no longer
+            those that labels or training could change, or one whose features are a tensor of their own, as they were
+            in earlier exports.
     """
     model, metadata = _read(path)
     if metadata.precision:
         raise ModelInvalid(f"{path} is the {metadata.precision['kind']} copy of a model. Name the fp32 file instead.")
+    if any(FEATURES in node.output for node in model.graph.node):
+        raise ModelInvalid(f"{path} is of an earlier version, and can only be run. Make it again: iic export.")
     return model, metadata
 
 

@@ -14,7 +14,7 @@ from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.checkpoint import load_best, restore_network
 from qgis_iic.training.export import build_model, check_parity, export, fold, run_logits
 from qgis_iic.training.heads import feature_parts
-from qgis_iic.training.model_file import FEATURES, read_model, run_inner, weights_checksum
+from qgis_iic.training.model_file import FEATURES, read_model, run_inner, weights_checksum, write_model
 from qgis_iic.training.network import IICNetwork, predict_logits
 from tests.training.networks import untrained_network
 
@@ -142,6 +142,16 @@ def test_the_file_says_what_it_is(exported: Path) -> None:
     assert metadata.training["imagery"][0]["licence"] == "CC0"
     assert "data" not in metadata.training["config"]
     assert metadata.weights_sha256 == weights_checksum(proto)
+
+
+def test_a_file_of_an_earlier_version_is_named(exported: Path, tmp_path: Path) -> None:
+    proto, metadata = read_model(exported)
+    (part,) = feature_parts(proto)
+    proto.graph.node.append(onnx.helper.make_node("Identity", [part], [FEATURES]))
+    write_model(proto, metadata, tmp_path / "m.onnx")
+    with pytest.raises(ModelInvalid, match="earlier version"):
+        read_model(tmp_path / "m.onnx")
+    assert Session(tmp_path / "m.onnx").run(pixels((1, 24, 26))).shape == (1, 3, 24, 26)
 
 
 def test_a_graph_that_differs_is_not_written(network: IICNetwork) -> None:
