@@ -8,6 +8,7 @@ from qgis.PyQt.QtGui import QIcon
 from qgis_iic.plugin import resource_paths
 from qgis_iic.plugin.algorithms.evaluate_buildings import EvaluateBuildings
 from qgis_iic.plugin.algorithms.extract_buildings import ExtractBuildings
+from qgis_iic.plugin.algorithms.finetune_segmenter import FineTuneSegmenter
 from qgis_iic.plugin.algorithms.match_clusters import MatchClusters
 from qgis_iic.plugin.algorithms.segment_raster import SegmentRaster
 from qgis_iic.plugin.algorithms.train_segmenter import TrainSegmenter
@@ -34,5 +35,12 @@ class Provider(QgsProcessingProvider):
         return ["tif", "tiff"]
 
     def loadAlgorithms(self) -> None:
-        for algorithm in (ExtractBuildings, SegmentRaster, TrainSegmenter, MatchClusters, EvaluateBuildings):
+        for algorithm in (
+            ExtractBuildings,
+            SegmentRaster,
+            TrainSegmenter,
+            MatchClusters,
+            FineTuneSegmenter,
+            EvaluateBuildings,
+        ):
             self.addAlgorithm(algorithm())

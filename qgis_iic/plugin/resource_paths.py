@@ -26,6 +26,11 @@ def default_model() -> str:
     return str(root() / "models" / "iic_rgb.onnx")
 
 
+def small_model() -> str:
+    """One that a processor can train on."""
+    return str(root() / "models" / "iic_rgb_small.onnx")
+
+
 def default_recipe() -> str:
     """Of `iic train`: one that a processor can follow, which that of the default model is not."""
     return str(root() / "models" / "iic_rgb_small.toml")

@@ -178,6 +178,25 @@ class MatchJob(_LabelledJob):
 
 
 @dataclass(frozen=True)
+class FineTuneJob(_LabelledJob):
+    """Training a model on with labels; the output is an ONNX file, which may be the model itself.
+
+    Attributes:
+        minutes: of training; reading and matching come on top.
+        task: which kind of job this is.
+    """
+
+    minutes: float = 5.0
+    task: Literal["finetune"] = "finetune"
+
+    def __post_init__(self) -> None:
+        """Raises JobInvalid where a rule is broken."""
+        super().__post_init__()
+        allowed = _is_number(self.minutes) and 0 < self.minutes < float("inf")
+        _require(allowed, "`minutes` must be a positive number")
+
+
+@dataclass(frozen=True)
 class EvaluateJob(_LabelledJob):
     """Scoring a model; the output is an HTML file.
 
@@ -215,9 +234,15 @@ class TrainJob(_JobFile):
         _check_train(self)
 
 
-AnyJob = Union[Job, MatchJob, TrainJob, EvaluateJob]
+LabelledJob = Union[MatchJob, FineTuneJob, EvaluateJob]
+AnyJob = Union[Job, TrainJob, LabelledJob]
 
-_KINDS: dict[object, type[AnyJob]] = {"match": MatchJob, "train": TrainJob, "evaluate": EvaluateJob}
+_KINDS: dict[object, type[AnyJob]] = {
+    "match": MatchJob,
+    "finetune": FineTuneJob,
+    "train": TrainJob,
+    "evaluate": EvaluateJob,
+}
 """By task; all others are a `Job`."""
 
 

@@ -113,7 +113,7 @@ def fine_tune_file(
         "iic_weight": IIC_WEIGHT,
     }
     trained = replace(metadata, training={**metadata.training, "fine_tuning": record}, metrics={})
-    made, tuned = build_tuned_model(network, plain, trained, sources)
+    made, tuned = build_tuned_model(network, plain, trained, sources, output.parent)
     write_model(made, tuned, output)
     return tuned
 
@@ -134,17 +134,23 @@ def read_network(model: onnx.ModelProto, metadata: ModelMetadata) -> GraphNetwor
 
 
 def build_tuned_model(
-    network: GraphNetwork, model: onnx.ModelProto, metadata: ModelMetadata, sources: Sequence[RegionSource]
+    network: GraphNetwork,
+    model: onnx.ModelProto,
+    metadata: ModelMetadata,
+    sources: Sequence[RegionSource],
+    folder: Path,
 ) -> tuple[onnx.ModelProto, ModelMetadata]:
     """The graph that `network` was read from with its present weights, clusters matched on the labels; head in place.
+
+    In `folder` it lies in a temporary file meanwhile.
 
     Raises:
         ModelInvalid: see `graph_network.check_parity`.
         IicError: see `matching.match`.
     """
     plain = network.written_into(model)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with TemporaryDirectory(prefix=".", dir=folder) as scratch:
+        path = Path(scratch) / "model.onnx"
         write_model(plain, metadata, path)
         metadata = find_mapping(path, metadata, sources, "iou", ignore)
     head = network.building_head()

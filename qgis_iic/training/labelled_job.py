@@ -1,7 +1,9 @@
-"""Matching and evaluation as jobs of the engine: with events, cancelled at a tile's notice, and all or nothing."""
+"""What is done with labels as jobs of the engine: with events, cancelled at a tile's or a step's notice, and all or
+nothing."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,23 +16,26 @@ from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import ModelNotMatched
 from qgis_iic.protocol.events import Emit, Result, Started, Warned
-from qgis_iic.protocol.job import EvaluateJob, MatchJob, raster_name
+from qgis_iic.protocol.job import EvaluateJob, FineTuneJob, LabelledJob, MatchJob, raster_name
 from qgis_iic.training.matching import match
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.regions import READINGS, Advance, RegionSource, in_blocks, labelled_plan
 
+TOLD_EVERY = 20
+"""Steps between two lines of measures."""
 
-def run(job: MatchJob | EvaluateJob, emit: Emit, cancellation: Cancellation) -> Result:
+
+def run(job: LabelledJob, emit: Emit, cancellation: Cancellation) -> Result:
     """Does the job; the output is under its name when this returns, and what was there is untouched when it raises.
 
     Args:
         job: what to do.
         emit: takes the events, the result not among them.
-        cancellation: looked at between tiles.
+        cancellation: looked at between tiles and between steps.
 
     Raises:
-        IicError: see `matching.match`, `probe.match_with_probe` and `benchmark.run_benchmark`; also where the output is
-            one of the other files.
+        IicError: see `matching.match`, `probe.match_with_probe`, `finetune.fine_tune_file` and
+            `benchmark.run_benchmark`; also where the output is one of the other files.
     """
     clock = Clock()
     output, model = Path(job.output), Path(job.model)
@@ -53,21 +58,30 @@ def run(job: MatchJob | EvaluateJob, emit: Emit, cancellation: Cancellation) -> 
         emit(Started(Session(model).provider, job.model, tiles))
         for warning in warnings:
             emit(Warned(warning))
-        with_probe = isinstance(job, MatchJob) and job.head == "probe"
-        progress = RunProgress((READINGS + with_probe) * tiles, clock, emit, cancellation)
+        progress = RunProgress(_total(job, tiles), clock, emit, cancellation)
+        advance = progress.of(job.source.path)
         staged = scratch / output.name
         with clock.stage(job.task):
             if isinstance(job, MatchJob):
-                figures = _match(job, staged, progress.of(job.source.path))
+                figures = _match(job, staged, advance)
+            elif isinstance(job, FineTuneJob):
+                figures = _fine_tune(job, staged, advance)
             else:
-                figures = _evaluate(job, blocks, staged, progress.of(job.source.path))
+                figures = _evaluate(job, blocks, staged, advance)
         progress.check()
         with write_errors(output):
             staged.replace(output)
     return Result(job.output, (), {**clock.seconds, "total": clock.elapsed}, figures)
 
 
-def _region(job: MatchJob | EvaluateJob) -> RegionSource:
+def _total(job: LabelledJob, tiles: int) -> int:
+    """What the progress of a job counts to: readings of tiles, or seconds of training."""
+    if isinstance(job, FineTuneJob):
+        return max(1, round(60 * job.minutes))
+    return (READINGS + (isinstance(job, MatchJob) and job.head == "probe")) * tiles
+
+
+def _region(job: LabelledJob) -> RegionSource:
     source = job.source
     return RegionSource(
         source.path,
@@ -90,6 +104,26 @@ def _match(job: MatchJob, output: Path, advance: Advance) -> dict[str, float]:
         matched = match(model, sources, job.objective, output, advance)
     decisive = matched.matching.get("head", matched.matching)
     return {name: decisive[name] for name in ("iou", "accuracy")}
+
+
+def _fine_tune(job: FineTuneJob, output: Path, advance: Advance) -> dict[str, float]:
+    """IoU and accuracy of the building head on the labels that it has learnt."""
+    from qgis_iic.training.finetune import fine_tune_file
+
+    total, done = _total(job, 0), 0
+
+    def report(step: int, measures: dict[str, float]) -> None:
+        nonlocal done
+        if step % TOLD_EVERY == 0:
+            line = f"step {step}: loss {measures['loss']:.3f}, IoU {measures['iou']:.3f}"
+            print(line, file=sys.stderr, flush=True)
+        passed = total - round(measures["seconds_left"]) - done
+        done += passed
+        if done:
+            advance(passed)
+
+    tuned = fine_tune_file(Path(job.model), [_region(job)], output, job.minutes, report=report)
+    return {name: tuned.matching["head"][name] for name in ("iou", "accuracy")}
 
 
 def _evaluate(job: EvaluateJob, blocks: Sequence[RegionSource], output: Path, advance: Advance) -> dict[str, float]:

@@ -47,6 +47,7 @@ def test_without_a_desktop_only_the_provider_is_there(qgis_processing: None) -> 
     assert sorted(algorithm.id() for algorithm in provider.algorithms()) == [
         "iic:evaluatebuildings",
         "iic:extractbuildings",
+        "iic:finetunesegmenter",
         "iic:matchclusters",
         "iic:segmentraster",
         "iic:trainsegmenter",

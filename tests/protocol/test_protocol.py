@@ -13,6 +13,7 @@ from qgis_iic.protocol.events import Event, Failed, Layer, Progress, Result, Sta
 from qgis_iic.protocol.job import (
     AnyJob,
     EvaluateJob,
+    FineTuneJob,
     Job,
     MatchJob,
     Source,
@@ -66,9 +67,10 @@ MATCH = MatchJob(
 
 TRAIN = TrainJob((Source("/data/a.tif", window=(5, 6, 70, 80)),), "/models/m.toml", "/models/mine.onnx", 0.5, 300)
 EVALUATE = EvaluateJob(Source("/data/a.tif"), "/data/roofs.gpkg", "/models/m.onnx", "/out/report.html")
+FINE_TUNE = FineTuneJob(Source("/data/a.tif"), "/data/roofs.gpkg", "/models/m.onnx", "/models/mine.onnx", minutes=2.5)
 
 
-@pytest.mark.parametrize("job", [JOB, MATCH, TRAIN, EVALUATE])
+@pytest.mark.parametrize("job", [JOB, MATCH, TRAIN, EVALUATE, FINE_TUNE])
 def test_a_job_survives_its_file(job: AnyJob) -> None:
     assert read_job(job.to_json()) == job
 
@@ -100,6 +102,12 @@ def test_a_matching_that_breaks_a_rule_is_refused(changes: dict[str, object]) ->
 def test_a_training_that_breaks_a_rule_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(JobInvalid):
         read_job(json.dumps(json.loads(TRAIN.to_json()) | changes))
+
+
+@pytest.mark.parametrize("minutes", [0, -1, "five", True, None])
+def test_minutes_that_are_none_are_refused(minutes: object) -> None:
+    with pytest.raises(JobInvalid, match="minutes"):
+        read_job(json.dumps(json.loads(FINE_TUNE.to_json()) | {"minutes": minutes}))
 
 
 def test_names_of_rasters_hold_no_folders_and_no_secrets() -> None:

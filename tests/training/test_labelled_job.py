@@ -21,7 +21,7 @@ from qgis_iic.protocol.errors import (
     OutputNotWritable,
 )
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, decode
-from qgis_iic.protocol.job import EvaluateJob, MatchJob, Source
+from qgis_iic.protocol.job import EvaluateJob, FineTuneJob, LabelledJob, MatchJob, Source
 from qgis_iic.training import labelled_job, matching, objects
 from qgis_iic.training.benchmark import run_benchmark
 from qgis_iic.training.building_head import building_head
@@ -47,7 +47,12 @@ def job(exported: Path, village_folder: Path, tmp_path: Path) -> MatchJob:
     )
 
 
-def run(job: MatchJob | EvaluateJob) -> list[Event]:
+@pytest.fixture
+def fine_tuning(job: MatchJob) -> FineTuneJob:
+    return FineTuneJob(job.source, job.labels, job.model, job.output, minutes=0.05)
+
+
+def run(job: LabelledJob) -> list[Event]:
     events: list[Event] = []
     events.append(labelled_job.run(job, events.append, Cancellation()))
     return events
@@ -235,6 +240,40 @@ def test_nothing_is_written_outside_the_scratch_folder(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     run(replace(job, head="probe"))
     assert Path(job.output).is_file()
+
+
+def test_fine_tuning_tells_the_seconds_that_have_passed(fine_tuning: FineTuneJob) -> None:
+    events = run(fine_tuning)
+    told = [event for event in events if isinstance(event, Progress)]
+    assert [event.done for event in told] == sorted(event.done for event in told)
+    assert (told[-1].done, told[-1].total) == (3, 3)
+    proto, metadata = read_model(Path(fine_tuning.output))
+    assert building_head(proto) is not None
+    assert metadata.decision == "probability"
+    assert metadata.training["fine_tuning"]["minutes"] == 0.05
+    assert isinstance(events[-1], Result)
+    assert events[-1].figures == {name: metadata.matching["head"][name] for name in ("iou", "accuracy")}
+    assert events[-1].figures["iou"] > 0
+
+
+def test_fine_tuning_writes_nothing_outside_the_scratch_folder(
+    fine_tuning: FineTuneJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    run(fine_tuning)
+    assert [path.name for path in tmp_path.iterdir()] == [Path(fine_tuning.output).name]
+
+
+def test_cancelling_fine_tuning_ends_it_at_a_step(fine_tuning: FineTuneJob, tmp_path: Path) -> None:
+    cancellation = Cancellation()
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Progress):
+            cancellation.request()
+
+    with pytest.raises(Cancelled):
+        labelled_job.run(replace(fine_tuning, minutes=60), emit, cancellation)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cancelling_writes_nothing(job: MatchJob, tmp_path: Path) -> None:

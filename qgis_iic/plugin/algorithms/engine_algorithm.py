@@ -151,17 +151,24 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             )
         return self.results(result, context, feedback)
 
-    def addModelParameters(self) -> None:
-        """The model, and the parameters that say what of the rasters it sees."""
+    def addModelParameters(self, default: str | None = None, hint: str | None = None) -> None:
+        """The model, and the parameters that say what of the rasters it sees.
+
+        Args:
+            default: path of a model of the plugin's other than its own default.
+            hint: says which that is, and why.
+        """
         self.addParameter(
             documented(
                 QgsProcessingParameterFile(
                     MODEL,
                     tr("Model"),
                     fileFilter=tr("ONNX models (*.onnx)"),
-                    defaultValue=resource_paths.default_model(),
+                    defaultValue=default or resource_paths.default_model(),
                 ),
-                tr("ONNX model made by this project. By default the three-band model that comes with the plugin."),
+                tr("ONNX model made by this project. {default}").format(
+                    default=hint or tr("By default the three-band model that comes with the plugin.")
+                ),
             )
         )
         self.addReadingParameters()

@@ -31,6 +31,8 @@ from qgis_iic.protocol.errors import LabelsInvalid
 
 LABELS = "LABELS"
 AREA = "AREA"
+IOU = "IOU"
+ACCURACY = "ACCURACY"
 
 _ATTRIBUTE = "building"
 

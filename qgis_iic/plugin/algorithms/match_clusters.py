@@ -12,7 +12,7 @@ from qgis.core import (
 )
 
 from qgis_iic.plugin.algorithms.engine_algorithm import OUTPUT, advanced, choice, documented
-from qgis_iic.plugin.algorithms.labelled_algorithm import LabelledAlgorithm
+from qgis_iic.plugin.algorithms.labelled_algorithm import ACCURACY, IOU, LabelledAlgorithm
 from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.model_file import read_metadata
 from qgis_iic.plugin.translation import tr
@@ -22,8 +22,6 @@ from qgis_iic.protocol.model_metadata import ModelMetadata
 
 HEAD = "HEAD"
 OBJECTIVE = "OBJECTIVE"
-IOU = "IOU"
-ACCURACY = "ACCURACY"
 
 
 class MatchClusters(LabelledAlgorithm):
