@@ -20,6 +20,9 @@ from qgis_iic.protocol.requirements import LIBRARIES, TRAINING, install_command
 
 _CANCEL = "cancel"
 
+_WITHOUT_TORCH = ("extract", "segment", "match")
+"""Tasks; all others train a network, or one to compare with."""
+
 Work = Callable[[AnyJob, Emit, Cancellation], Event]
 """Does a job to its end and returns the result; it may import libraries that are missing."""
 
@@ -52,7 +55,7 @@ def _run(work: Work, job: AnyJob, emit: Emit, cancellation: Cancellation) -> Eve
     try:
         return work(job, emit, cancellation)
     except ImportError as error:
-        libraries = LIBRARIES + TRAINING if job.task in ("train", "evaluate") else LIBRARIES
+        libraries = LIBRARIES if job.task in _WITHOUT_TORCH else LIBRARIES + TRAINING
         raise EngineNotStarted(
             f"The Python environment of the engine, {sys.executable}, lacks a library: {error}. "
             f"Choose another environment in the settings, or run this: {install_command(sys.executable, libraries)}"

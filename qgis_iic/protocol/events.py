@@ -24,7 +24,7 @@ class Started:
         provider: the ONNX Runtime execution provider that really bound, such as `CPUExecutionProvider`; of a training,
             the device.
         model: path of the model file that is run, or made.
-        tiles: number of tiles of all sources together, or of steps.
+        tiles: number of tiles of all sources together, of steps, or of seconds of fine-tuning.
         version: of this protocol.
     """
 
@@ -41,7 +41,7 @@ class Progress:
 
     Attributes:
         source: path of the raster that is worked on, or of what is trained.
-        done, total: tiles of all sources together, or steps of a training.
+        done, total: tiles of all sources together, steps of a training, or seconds of a fine-tuning.
         remaining: estimate of the seconds to the end of the run.
     """
 

@@ -30,6 +30,9 @@ Window = tuple[int, int, int, int]
 LEAST_MEMORY = 600
 """MB: smallest limit of a run's memory that can be asked for."""
 
+_WEEK = 7 * 24 * 60
+"""Minutes."""
+
 _NO_FILE = re.compile(r"/vsi|[A-Za-z]{2,}:|<")
 """Begin of `/vsizip/...`, `GPKG:...`, `<VRTDataset>` and the like, but not of `C:\\...`."""
 
@@ -192,8 +195,8 @@ class FineTuneJob(_LabelledJob):
     def __post_init__(self) -> None:
         """Raises JobInvalid where a rule is broken."""
         super().__post_init__()
-        allowed = _is_number(self.minutes) and 0 < self.minutes < float("inf")
-        _require(allowed, "`minutes` must be a positive number")
+        allowed = _is_number(self.minutes) and 0 < self.minutes <= _WEEK
+        _require(allowed, f"`minutes` must be a positive number, {_WEEK} at most")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ LIBRARIES = (
 )
 
 TRAINING = ("lightning-fabric>=2.6", "torch>=2.4")
-"""What training and evaluation need beside these: a gigabyte or more."""
+"""What training, fine-tuning and evaluation need beside these: a gigabyte or more."""
 
 
 def install_command(python: str = "python", libraries: Sequence[str] = LIBRARIES) -> str:

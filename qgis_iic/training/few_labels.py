@@ -103,7 +103,7 @@ def _train(
     generator = np.random.default_rng(seed)
     blocks = [block for source in sources for block in read_blocks(source, metadata, generator)]
     steps = fine_tune(network, blocks, metadata, minutes, from_scratch=from_scratch, seed=seed)
-    write_model(*build_tuned_model(network, model, metadata, sources, written.parent), written)
+    write_model(*build_tuned_model(network, model, metadata, sources), written)
     return steps
 
 

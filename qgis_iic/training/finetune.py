@@ -54,7 +54,7 @@ from qgis_iic.training.pairs import (
     random_symmetries,
 )
 from qgis_iic.training.probe import measures, sample_features
-from qgis_iic.training.regions import RegionSource, ignore
+from qgis_iic.training.regions import Advance, RegionSource, ignore
 
 LEARNING_RATE = 1e-3
 IIC_WEIGHT = 0.1
@@ -81,6 +81,8 @@ def fine_tune_file(
     minutes: float,
     overwrite: bool = False,
     report: Report = lambda step, measures: None,
+    advance: Advance = ignore,
+    folder: Path | None = None,
 ) -> ModelMetadata:
     """Writes a model that was trained on with labels: its probability decides, and its clusters are matched again.
 
@@ -91,6 +93,7 @@ def fine_tune_file(
         minutes: of training; reading, matching and checking come on top.
         overwrite: whether `output` may be replaced, be it `model` itself.
         report: see `fine_tune`.
+        advance, folder: see `build_tuned_model`.
 
     Raises:
         OutputExists, OutputNotWritable: before anything is computed.
@@ -113,7 +116,7 @@ def fine_tune_file(
         "iic_weight": IIC_WEIGHT,
     }
     trained = replace(metadata, training={**metadata.training, "fine_tuning": record}, metrics={})
-    made, tuned = build_tuned_model(network, plain, trained, sources, output.parent)
+    made, tuned = build_tuned_model(network, plain, trained, sources, advance, folder)
     write_model(made, tuned, output)
     return tuned
 
@@ -138,23 +141,30 @@ def build_tuned_model(
     model: onnx.ModelProto,
     metadata: ModelMetadata,
     sources: Sequence[RegionSource],
-    folder: Path,
+    advance: Advance = ignore,
+    folder: Path | None = None,
 ) -> tuple[onnx.ModelProto, ModelMetadata]:
     """The graph that `network` was read from with its present weights, clusters matched on the labels; head in place.
 
-    In `folder` it lies in a temporary file meanwhile.
+    Args:
+        network: trained.
+        model: that it was read from.
+        metadata: of that.
+        sources: labelled ground.
+        advance: is told of the tiles that are through, of matching and of measuring.
+        folder: for a temporary file; None for the system's own.
 
     Raises:
         ModelInvalid: see `graph_network.check_parity`.
         IicError: see `matching.match`.
     """
     plain = network.written_into(model)
-    with TemporaryDirectory(prefix=".", dir=folder) as scratch:
+    with TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch) / "model.onnx"
         write_model(plain, metadata, path)
-        metadata = find_mapping(path, metadata, sources, "iou", ignore)
+        metadata = find_mapping(path, metadata, sources, "iou", advance)
     head = network.building_head()
-    vectors, targets, _ = sample_features(plain, metadata, sources, seed=0)
+    vectors, targets, _ = sample_features(plain, metadata, sources, seed=0, advance=advance)
     record = {"kind": "fine-tuned", **measures(head, vectors, targets)}
     metadata = replace(metadata, matching={**metadata.matching, "head": record})
     made, metadata = with_building_head(plain, metadata, head)

@@ -243,7 +243,9 @@ class ChipSampler:
             self._places += [_Place(scene, places)] if len(places) > 0 else []
             self._held_out += [_Place(scene, blocks)] if len(blocks) > 0 else []
         if not self._places:
-            raise SourceUnsuitable(f"No training imagery holds a chip of {chip_size} pixels with usable ground.")
+            raise SourceUnsuitable(
+                f"No training imagery holds a chip of {chip_size} pixels with usable ground. Take larger imagery."
+            )
         if held_out > 0 and not self._held_out:
             raise SourceUnsuitable(
                 f"The training imagery is too small to hold out {held_out:g} of it in blocks of {chip_size} pixels. "

@@ -1,5 +1,4 @@
-"""What is done with labels as jobs of the engine: with events, cancelled at a tile's or a step's notice, and all or
-nothing."""
+"""What is done with labels as jobs of the engine: with events, cancelled between tiles or steps, all or nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from qgis_iic.engine.progress import RunProgress
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import ModelNotMatched
-from qgis_iic.protocol.events import Emit, Result, Started, Warned
+from qgis_iic.protocol.events import Emit, Progress, Result, Started, Warned
 from qgis_iic.protocol.job import EvaluateJob, FineTuneJob, LabelledJob, MatchJob, raster_name
 from qgis_iic.training.matching import match
 from qgis_iic.training.model_file import read_model
@@ -55,30 +54,26 @@ def run(job: LabelledJob, emit: Emit, cancellation: Cancellation) -> Result:
             with labelled_plan(block, metadata) as (made, _):
                 warnings |= dict.fromkeys(warnings_of(made, metadata))
                 tiles += made.tiles
-        emit(Started(Session(model).provider, job.model, tiles))
+        if isinstance(job, FineTuneJob):
+            emit(Started("cpu", job.model, _seconds(job)))
+        else:
+            emit(Started(Session(model).provider, job.model, tiles))
         for warning in warnings:
             emit(Warned(warning))
-        progress = RunProgress(_total(job, tiles), clock, emit, cancellation)
-        advance = progress.of(job.source.path)
+        with_probe = isinstance(job, MatchJob) and job.head == "probe"
+        advance = RunProgress((READINGS + with_probe) * tiles, clock, emit, cancellation).of(job.source.path)
         staged = scratch / output.name
         with clock.stage(job.task):
             if isinstance(job, MatchJob):
                 figures = _match(job, staged, advance)
             elif isinstance(job, FineTuneJob):
-                figures = _fine_tune(job, staged, advance)
+                figures = _fine_tune(job, staged, emit, cancellation)
             else:
                 figures = _evaluate(job, blocks, staged, advance)
-        progress.check()
+        cancellation.check()
         with write_errors(output):
             staged.replace(output)
     return Result(job.output, (), {**clock.seconds, "total": clock.elapsed}, figures)
-
-
-def _total(job: LabelledJob, tiles: int) -> int:
-    """What the progress of a job counts to: readings of tiles, or seconds of training."""
-    if isinstance(job, FineTuneJob):
-        return max(1, round(60 * job.minutes))
-    return (READINGS + (isinstance(job, MatchJob) and job.head == "probe")) * tiles
 
 
 def _region(job: LabelledJob) -> RegionSource:
@@ -106,24 +101,33 @@ def _match(job: MatchJob, output: Path, advance: Advance) -> dict[str, float]:
     return {name: decisive[name] for name in ("iou", "accuracy")}
 
 
-def _fine_tune(job: FineTuneJob, output: Path, advance: Advance) -> dict[str, float]:
+def _fine_tune(job: FineTuneJob, output: Path, emit: Emit, cancellation: Cancellation) -> dict[str, float]:
     """IoU and accuracy of the building head on the labels that it has learnt."""
     from qgis_iic.training.finetune import fine_tune_file
 
-    total, done = _total(job, 0), 0
-
     def report(step: int, measures: dict[str, float]) -> None:
-        nonlocal done
+        cancellation.check()
         if step % TOLD_EVERY == 0:
             line = f"step {step}: loss {measures['loss']:.3f}, IoU {measures['iou']:.3f}"
             print(line, file=sys.stderr, flush=True)
-        passed = total - round(measures["seconds_left"]) - done
-        done += passed
-        if done:
-            advance(passed)
+        left = measures["seconds_left"]
+        emit(Progress(job.source.path, _seconds(job) - round(left), _seconds(job), left))
 
-    tuned = fine_tune_file(Path(job.model), [_region(job)], output, job.minutes, report=report)
+    tuned = fine_tune_file(
+        Path(job.model),
+        [_region(job)],
+        output,
+        job.minutes,
+        report=report,
+        advance=lambda _: cancellation.check(),
+        folder=output.parent,
+    )
     return {name: tuned.matching["head"][name] for name in ("iou", "accuracy")}
+
+
+def _seconds(job: FineTuneJob) -> int:
+    """Of training, which its progress counts."""
+    return max(1, round(60 * job.minutes))
 
 
 def _evaluate(job: EvaluateJob, blocks: Sequence[RegionSource], output: Path, advance: Advance) -> dict[str, float]:

@@ -130,6 +130,24 @@ def test_a_missing_library_is_an_engine_that_did_not_start(folder: Path) -> None
     assert "lacks a library" in event.message
 
 
+@pytest.mark.parametrize(("task", "needs_torch"), [("match", False), ("finetune", True), ("evaluate", True)])
+def test_a_missing_library_comes_with_all_others_of_the_task(task: str, needs_torch: bool, tmp_path: Path) -> None:
+    record = {"source": {"path": "/a.tif"}, "labels": "/l.gpkg", "model": "/m.onnx", "output": str(tmp_path / "o.onnx")}
+    (tmp_path / "job.json").write_text(json.dumps({"version": 1, "task": task, **record}))
+    program = (
+        "import sys; from qgis_iic.engine.service import main\n"
+        "def work(*arguments):\n    raise ModuleNotFoundError('No module named x')\n"
+        f"sys.exit(main([{str(tmp_path / 'job.json')!r}], work))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    (event,) = map(decode, done.stdout.splitlines())
+    assert isinstance(event, Failed)
+    assert "onnxruntime" in event.message
+    assert ("torch>=2.4" in event.message) == needs_torch
+
+
 def test_prints_of_libraries_do_not_get_among_the_events(folder: Path) -> None:
     program = (
         "import sys, runpy, os; import qgis_iic.engine.pipeline as pipeline; run = pipeline.run\n"

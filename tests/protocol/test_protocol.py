@@ -104,7 +104,7 @@ def test_a_training_that_breaks_a_rule_is_refused(changes: dict[str, object]) ->
         read_job(json.dumps(json.loads(TRAIN.to_json()) | changes))
 
 
-@pytest.mark.parametrize("minutes", [0, -1, "five", True, None])
+@pytest.mark.parametrize("minutes", [0, -1, 1e307, "five", True, None])
 def test_minutes_that_are_none_are_refused(minutes: object) -> None:
     with pytest.raises(JobInvalid, match="minutes"):
         read_job(json.dumps(json.loads(FINE_TUNE.to_json()) | {"minutes": minutes}))

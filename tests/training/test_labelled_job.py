@@ -22,7 +22,7 @@ from qgis_iic.protocol.errors import (
 )
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, decode
 from qgis_iic.protocol.job import EvaluateJob, FineTuneJob, LabelledJob, MatchJob, Source
-from qgis_iic.training import labelled_job, matching, objects
+from qgis_iic.training import finetune, labelled_job, matching, objects
 from qgis_iic.training.benchmark import run_benchmark
 from qgis_iic.training.building_head import building_head
 from qgis_iic.training.labels import Labels
@@ -247,6 +247,7 @@ def test_fine_tuning_tells_the_seconds_that_have_passed(fine_tuning: FineTuneJob
     told = [event for event in events if isinstance(event, Progress)]
     assert [event.done for event in told] == sorted(event.done for event in told)
     assert (told[-1].done, told[-1].total) == (3, 3)
+    assert all(event.remaining <= 3 for event in told)  # reading and loading took longer
     proto, metadata = read_model(Path(fine_tuning.output))
     assert building_head(proto) is not None
     assert metadata.decision == "probability"
@@ -262,6 +263,25 @@ def test_fine_tuning_writes_nothing_outside_the_scratch_folder(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     run(fine_tuning)
     assert [path.name for path in tmp_path.iterdir()] == [Path(fine_tuning.output).name]
+
+
+def test_cancelling_ends_the_matching_after_fine_tuning(
+    fine_tuning: FineTuneJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancellation = Cancellation()
+
+    def trained(*arguments: object, **more: object) -> int:
+        cancellation.request()
+        return 1
+
+    def measured(*arguments: object, **more: object) -> None:
+        pytest.fail("the matching went on to its end")
+
+    monkeypatch.setattr(finetune, "fine_tune", trained)
+    monkeypatch.setattr(finetune, "sample_features", measured)
+    with pytest.raises(Cancelled):
+        labelled_job.run(fine_tuning, lambda event: None, cancellation)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cancelling_fine_tuning_ends_it_at_a_step(fine_tuning: FineTuneJob, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from qgis.core import (
     Qgis,
     QgsProcessingContext,
     QgsProcessingFeedback,
-    QgsProcessingOutputNumber,
     QgsProcessingParameterFileDestination,
     QgsProcessingParameterNumber,
 )
@@ -51,8 +50,8 @@ class FineTuneSegmenter(LabelledAlgorithm):
             "points on buildings and on other ground, told apart by a field named building: 1, true or yes on "
             "buildings, 0, false or no on what is none. Areas teach most: the network learns the outlines from them. "
             "Spread them over every kind of ground.\n\n"
-            "The engine's Python needs PyTorch for this. How good the result is, Evaluate buildings says on other "
-            "examples."
+            "This runs on the processor, also where there is a GPU, and the engine's Python needs PyTorch for it. How "
+            "good the result is, Evaluate buildings says on other examples."
         )
 
     def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
@@ -60,8 +59,8 @@ class FineTuneSegmenter(LabelledAlgorithm):
         self.addModelParameters(
             resource_paths.small_model(),
             tr(
-                "By default the smaller of the three-band models that come with the plugin: a processor takes nine "
-                "times as long for a step of the other."
+                "By default the smaller of the three-band models that come with the plugin: of the other a processor "
+                "gets through less than a tenth of the steps in the same time."
             ),
         )
         self.addParameter(
@@ -82,8 +81,7 @@ class FineTuneSegmenter(LabelledAlgorithm):
                 tr("The model file to write."),
             )
         )
-        self.addOutput(QgsProcessingOutputNumber(IOU, tr("Intersection over union on the examples")))
-        self.addOutput(QgsProcessingOutputNumber(ACCURACY, tr("Share of the examples' pixels that come out right")))
+        self.addFigureOutputs()
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> FineTuneJob:
         return FineTuneJob(

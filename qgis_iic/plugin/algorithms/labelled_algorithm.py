@@ -17,6 +17,7 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingFeatureSource,
     QgsProcessingFeedback,
+    QgsProcessingOutputNumber,
     QgsProcessingParameterFeatureSource,
     QgsProcessingParameterRasterLayer,
     QgsReferencedRectangle,
@@ -76,6 +77,11 @@ class LabelledAlgorithm(EngineAlgorithm):
                 tr("Polygons. All in them that is not on a building of the examples counts as other ground."),
             )
         )
+
+    def addFigureOutputs(self) -> None:
+        """How a model that was made with the examples does on them."""
+        self.addOutput(QgsProcessingOutputNumber(IOU, tr("Intersection over union on the examples")))
+        self.addOutput(QgsProcessingOutputNumber(ACCURACY, tr("Share of the examples' pixels that come out right")))
 
     def prepareAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback

@@ -7,7 +7,6 @@ from typing import Any
 from qgis.core import (
     QgsProcessingContext,
     QgsProcessingFeedback,
-    QgsProcessingOutputNumber,
     QgsProcessingParameterFileDestination,
 )
 
@@ -62,8 +61,7 @@ class MatchClusters(LabelledAlgorithm):
                 tr("The model file to write."),
             )
         )
-        self.addOutput(QgsProcessingOutputNumber(IOU, tr("Intersection over union on the examples")))
-        self.addOutput(QgsProcessingOutputNumber(ACCURACY, tr("Share of the examples' pixels that come out right")))
+        self.addFigureOutputs()
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> MatchJob:
         return MatchJob(
