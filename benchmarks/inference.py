@@ -418,6 +418,7 @@ def write_full(path: Path) -> None:
 
     config = load_config(PROJECT / "models" / "iic_rgb.toml")
     shape = replace(config.network, multi_layer=False)  # the published heads see the last layer alone
+    config = replace(config, network=shape)
     _, metadata = read_model(QUARTER)
     torch.manual_seed(0)
     metadata = replace(
@@ -427,8 +428,9 @@ def write_full(path: Path) -> None:
         halo=shape.halo,
         decision="clusters",
         building_clusters=tuple(range(shape.clusters // 4)),
+        training={"config": config.to_record()},  # the memory of a tile follows from the width
     )
-    model = build_model(build_network(replace(config, network=shape)).eval(), (metadata.mean, metadata.std))
+    model = build_model(build_network(config).eval(), (metadata.mean, metadata.std))
     write_model(model, metadata, path)
     noise = np.random.default_rng(0).integers(0, 256, (3, 128, 128)).astype(np.float32)
     for precision, copy in (("int8", to_int8(model, [noise])), ("fp16", to_fp16(model))):
