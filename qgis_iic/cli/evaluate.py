@@ -64,7 +64,8 @@ def command(
 
     From the regions to match on, 50 tiles of 64 x 64 pixels are drawn 5 times; figures are mean and standard deviation
     over the draws. Where labels are too scattered for tiles, two thirds of the features are drawn. MODEL is also
-    matched on all labels. Takes some minutes and up to a few GB of memory with models/places.toml.
+    matched on all labels. With models/places.toml it takes up to a few GB of memory and some minutes for
+    iic_rgb_small, the better part of an hour for iic_rgb.
 
     Objects are the 4-connected components of building pixels, of 20 pixels at least; one is found where its IoU with a
     footprint is at least 0.5.

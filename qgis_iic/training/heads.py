@@ -25,8 +25,8 @@ def head_nodes(head: str, parts: Sequence[str], output: str) -> list[onnx.NodePr
     nodes, total = [], ""
     for part in parts:
         product = output if len(parts) == 1 else f"{output}_of_{part}"
-        inputs = [part, _weight_name(head, part)] if total else [part, _weight_name(head, part), _bias_name(head)]
-        nodes.append(helper.make_node("Conv", inputs, [product], kernel_shape=[1, 1]))
+        bias = [] if total else [_bias_name(head)]
+        nodes.append(helper.make_node("Conv", [part, _weight_name(head, part), *bias], [product], kernel_shape=[1, 1]))
         if total:
             added = output if part == parts[-1] else f"{product}_added"
             nodes.append(helper.make_node("Add", [total, product], [added]))

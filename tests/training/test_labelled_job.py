@@ -284,27 +284,17 @@ def test_cancelling_ends_the_matching_after_fine_tuning(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cancelling_fine_tuning_ends_it_at_a_step(fine_tuning: FineTuneJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["match", "finetune"])
+def test_cancelling_writes_nothing(job: MatchJob, fine_tuning: FineTuneJob, kind: str, tmp_path: Path) -> None:
     cancellation = Cancellation()
+    cancelled = job if kind == "match" else replace(fine_tuning, minutes=60)
 
     def emit(event: Event) -> None:
         if isinstance(event, Progress):
             cancellation.request()
 
     with pytest.raises(Cancelled):
-        labelled_job.run(replace(fine_tuning, minutes=60), emit, cancellation)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_cancelling_writes_nothing(job: MatchJob, tmp_path: Path) -> None:
-    cancellation = Cancellation()
-
-    def emit(event: Event) -> None:
-        if isinstance(event, Progress):
-            cancellation.request()
-
-    with pytest.raises(Cancelled):
-        labelled_job.run(job, emit, cancellation)
+        labelled_job.run(cancelled, emit, cancellation)
     assert not list(tmp_path.iterdir())
 
 

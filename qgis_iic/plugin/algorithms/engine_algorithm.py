@@ -18,6 +18,7 @@ from qgis.core import (
     QgsProcessingParameterEnum,
     QgsProcessingParameterExtent,
     QgsProcessingParameterFile,
+    QgsProcessingParameterFileDestination,
     QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterNumber,
     QgsProcessingParameterString,
@@ -270,6 +271,12 @@ def several_rasters() -> QgsProcessingParameterDefinition:
     parameter = QgsProcessingParameterMultipleLayers(INPUT, tr("Raster layers"), Qgis.ProcessingSourceType.Raster)
     parameter.setMinimumNumberInputs(1)
     return parameter
+
+
+def written_model(description: str) -> QgsProcessingParameterDefinition:
+    """The output of algorithms that make a model."""
+    parameter = QgsProcessingParameterFileDestination(OUTPUT, description, tr("ONNX models (*.onnx)"))
+    return documented(parameter, tr("The model file to write."))
 
 
 def choice(name: str, description: str, values: Any, default: str) -> QgsProcessingParameterDefinition:

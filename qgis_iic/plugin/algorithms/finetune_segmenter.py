@@ -8,12 +8,11 @@ from qgis.core import (
     Qgis,
     QgsProcessingContext,
     QgsProcessingFeedback,
-    QgsProcessingParameterFileDestination,
     QgsProcessingParameterNumber,
 )
 
 from qgis_iic.plugin import resource_paths
-from qgis_iic.plugin.algorithms.engine_algorithm import OUTPUT, documented
+from qgis_iic.plugin.algorithms.engine_algorithm import OUTPUT, documented, written_model
 from qgis_iic.plugin.algorithms.labelled_algorithm import ACCURACY, IOU, LabelledAlgorithm
 from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.translation import tr
@@ -75,12 +74,7 @@ class FineTuneSegmenter(LabelledAlgorithm):
                 tr("The rate of learning falls to zero within them. Reading and matching come on top."),
             )
         )
-        self.addParameter(
-            documented(
-                QgsProcessingParameterFileDestination(OUTPUT, tr("Fine-tuned model"), tr("ONNX models (*.onnx)")),
-                tr("The model file to write."),
-            )
-        )
+        self.addParameter(written_model(tr("Fine-tuned model")))
         self.addFigureOutputs()
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> FineTuneJob:

@@ -7,10 +7,9 @@ from typing import Any
 from qgis.core import (
     QgsProcessingContext,
     QgsProcessingFeedback,
-    QgsProcessingParameterFileDestination,
 )
 
-from qgis_iic.plugin.algorithms.engine_algorithm import OUTPUT, advanced, choice, documented
+from qgis_iic.plugin.algorithms.engine_algorithm import OUTPUT, advanced, choice, documented, written_model
 from qgis_iic.plugin.algorithms.labelled_algorithm import ACCURACY, IOU, LabelledAlgorithm
 from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.model_file import read_metadata
@@ -55,12 +54,7 @@ class MatchClusters(LabelledAlgorithm):
         self.addLabelParameters()
         self.addModelParameters()
         self._add_matching_parameters()
-        self.addParameter(
-            documented(
-                QgsProcessingParameterFileDestination(OUTPUT, tr("Matched model"), tr("ONNX models (*.onnx)")),
-                tr("The model file to write."),
-            )
-        )
+        self.addParameter(written_model(tr("Matched model")))
         self.addFigureOutputs()
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> MatchJob:

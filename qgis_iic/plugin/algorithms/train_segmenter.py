@@ -10,7 +10,6 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingParameterFile,
-    QgsProcessingParameterFileDestination,
     QgsProcessingParameterNumber,
 )
 
@@ -22,6 +21,7 @@ from qgis_iic.plugin.algorithms.engine_algorithm import (
     documented,
     optional_whole_number,
     several_rasters,
+    written_model,
 )
 from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.translation import tr
@@ -115,12 +115,7 @@ class TrainSegmenter(EngineAlgorithm):
                 )
             )
         )
-        self.addParameter(
-            documented(
-                QgsProcessingParameterFileDestination(OUTPUT, tr("Model"), tr("ONNX models (*.onnx)")),
-                tr("The model file to write."),
-            )
-        )
+        self.addParameter(written_model(tr("Model")))
 
     def pixelSize(self, parameters: dict[str, Any], context: QgsProcessingContext) -> float:
         gsd = self.parameterAsDouble(parameters, GSD, context)
