@@ -23,6 +23,12 @@ from qgis_iic.cli.run import PATH, named_errors
 @click.option("--area", type=PATH, help="Polygons within which all buildings have a footprint.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Of training.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the processor.  [default: all]")
+@click.option(
+    "--accelerator",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="What to train on; auto is cuda where there is one.",
+)
 @click.option("--output", type=PATH, required=True, help="ONNX file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace it where it exists, be it MODEL itself.")
 def command(
@@ -32,6 +38,7 @@ def command(
     area: Path | None,
     minutes: float,
     threads: int | None,
+    accelerator: str,
     output: Path,
     overwrite: bool,
 ) -> None:
@@ -63,7 +70,8 @@ def command(
         def show(step: int, measures: dict[str, float]) -> None:
             bar().update(round(seconds - measures["seconds_left"]) - bar().pos, {"step": step, **measures})
 
-        tuned = fine_tune_file(model, [RegionSource(imagery, labels, area)], output, minutes, overwrite, show)
+        source = RegionSource(imagery, labels, area)
+        tuned = fine_tune_file(model, [source], output, minutes, overwrite, show, accelerator=accelerator)
     found, steps = tuned.matching["head"], tuned.training["fine_tuning"]["steps"]
     click.echo(f"Model: {output}, {steps} steps; its probability decides")
     click.echo(f"On these labels, which it has learnt: IoU {found['iou']:.3f}, accuracy {found['accuracy']:.3f}")

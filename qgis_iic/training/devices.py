@@ -36,7 +36,7 @@ def start(accelerator: str = "cpu", devices: int = 1, precision: str = "32-true"
         JobInvalid: there are no such devices, or they don't compute in that precision.
     """
     if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+        accelerator = choose().type
     if accelerator == "cpu" and precision == "16-mixed":
         raise JobInvalid("A processor does not compute in 16-mixed precision. Choose 32-true, or another accelerator.")
     try:
@@ -51,6 +51,14 @@ def start(accelerator: str = "cpu", devices: int = 1, precision: str = "32-true"
     return fabric
 
 
+def choose(accelerator: str = "auto") -> torch.device:
+    """The one device of what needs no more; see `start`, which also says what this raises."""
+    there = torch.cuda.is_available()
+    if accelerator == "cuda" and not there:
+        raise JobInvalid("PyTorch finds no CUDA device here. Choose another accelerator, or see to driver and PyTorch.")
+    return torch.device("cuda" if there and accelerator != "cpu" else "cpu")
+
+
 def keep_freed_memory() -> None:
     """Has glibc hold what a step frees for the next one.
 
@@ -61,7 +69,9 @@ def keep_freed_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def computes_in_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16; without them it is slower than float32."""
+def computes_in_bfloat16(device: str = "cpu") -> bool:
+    """Whether that kind of device has instructions for products of bfloat16; without them it is slower than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.4 can't tell
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -37,7 +37,7 @@ from torch.nn import functional
 from qgis_iic.protocol.errors import OutputExists, OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import with_building_head, without_building_head
-from qgis_iic.training.devices import computes_in_bfloat16, keep_freed_memory
+from qgis_iic.training.devices import choose, computes_in_bfloat16, keep_freed_memory
 from qgis_iic.training.graph_network import GraphNetwork, check_parity
 from qgis_iic.training.iic_loss import iic_loss, random_displacements
 from qgis_iic.training.imagery import Chips, ChipSampler
@@ -83,6 +83,7 @@ def fine_tune_file(
     report: Report = lambda step, measures: None,
     advance: Advance = ignore,
     folder: Path | None = None,
+    accelerator: str = "auto",
 ) -> ModelMetadata:
     """Writes a model that was trained on with labels: its probability decides, and its clusters are matched again.
 
@@ -94,19 +95,21 @@ def fine_tune_file(
         overwrite: whether `output` may be replaced, be it `model` itself.
         report: see `fine_tune`.
         advance, folder: see `build_tuned_model`.
+        accelerator: see `devices.choose`.
 
     Raises:
-        OutputExists, OutputNotWritable: before anything is computed.
+        JobInvalid, OutputExists, OutputNotWritable: before anything is computed.
         LabelsInvalid: see `labels.read_labels` and `labelled_chips.LabelledSampler`.
         ModelInvalid: see `graph_network`.
     """
     _check_output(output, overwrite)
+    device = choose(accelerator)
     proto, original = read_model(model)
     plain, metadata = without_building_head(proto, original)
     generator = np.random.default_rng(0)
     blocks = [block for source in sources for block in read_blocks(source, metadata, generator)]
     network = read_network(plain, metadata)
-    steps = fine_tune(network, blocks, metadata, minutes, report=report)
+    steps = fine_tune(network, blocks, metadata, minutes, report=report, device=device)
     record = {
         "from_weights_sha256": original.weights_sha256,
         "labels": [source.to_record() for source in sources],
@@ -181,8 +184,9 @@ def fine_tune(
     from_scratch: bool = False,
     seed: int = 0,
     report: Report = lambda step, measures: None,
+    device: torch.device | None = None,
 ) -> int:
-    """Trains `network` in place; it is in evaluation mode afterwards.
+    """Trains `network` in place; it is in evaluation mode and on the processor afterwards.
 
     Args:
         network: of a model.
@@ -193,20 +197,23 @@ def fine_tune(
         seed: of chips, views and displacements.
         report: called after every step with its number, `loss`, `iou` (of the latest batches' labels) and
             `seconds_left`.
+        device: to train on; None for `devices.choose`'s.
 
     Returns:
         The number of steps.
     """
     keep_freed_memory()
     generator = np.random.default_rng(seed)
-    views = _Views(metadata, generator)
+    device = device or choose()
+    views = _Views(metadata, generator, device)
     labelled = LabelledSampler(blocks)
     unlabelled = None if from_scratch else ChipSampler([block.scene for block in blocks], CHIP_SIZE, LEAST_USABLE)
     torch.manual_seed(seed)
     if from_scratch:
         network.randomise()
     network.randomise_building_head()
-    network.settle(views.plain(labelled.draw(SETTLING_CHIPS, generator).chips))
+    network.to(device)
+    network.settle(views.plain(views.on_device(labelled.draw(SETTLING_CHIPS, generator).chips)))
 
     teacher = copy.deepcopy(network).requires_grad_(False)
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -226,7 +233,7 @@ def fine_tune(
         iou = found if math.isnan(iou) else SMOOTHING * iou + (1 - SMOOTHING) * found
         left = max(0.0, 60 * minutes - (time.monotonic() - begun))
         report(step, {"loss": loss.item(), "iou": iou, "seconds_left": left})
-    network.eval()
+    network.eval().cpu()
     return step
 
 
@@ -238,12 +245,17 @@ class _View(NamedTuple):
 
 
 class _Views:
-    """Makes normalised views of raw chips."""
+    """Makes normalised views of raw chips, on a device."""
 
-    def __init__(self, metadata: ModelMetadata, generator: np.random.Generator) -> None:
+    def __init__(self, metadata: ModelMetadata, generator: np.random.Generator, device: torch.device) -> None:
         self._bands = metadata.bands
-        self._mean, self._std = (torch.tensor(moment)[:, None, None] for moment in (metadata.mean, metadata.std))
+        moments = (metadata.mean, metadata.std)
+        self._mean, self._std = (torch.tensor(moment, device=device)[:, None, None] for moment in moments)
         self._generator = generator
+        self._device = device
+
+    def on_device(self, chips: Chips) -> Chips:
+        return Chips(*(planes.to(self._device) for planes in chips))
 
     def plain(self, chips: Chips) -> Tensor:
         """Zero mean and unit deviation per band; 0, the mean, where there is no data."""
@@ -266,16 +278,17 @@ def _loss(
 ) -> tuple[Tensor, float]:
     """Of a batch that is drawn here, and the intersection over union on its labelled chips."""
     chips, labels = labelled.draw(LABELLED_CHIPS, generator)
-    view = views.random(chips)
+    view = views.random(views.on_device(chips))
+    labels = apply_each(view.symmetries, labels.to(view.image.device))
     if unlabelled is None:
-        return supervised_loss(_answer(network, view.image).buildings, apply_each(view.symmetries, labels))
-    ground = unlabelled.draw(UNLABELLED_CHIPS, generator)
+        return supervised_loss(_answer(network, view.image).buildings, labels)
+    ground = views.on_device(unlabelled.draw(UNLABELLED_CHIPS, generator))
     seen = views.random(ground)
     with torch.no_grad():
         taught = _answer(teacher, views.plain(ground))
     # One batch: all chips share the statistics of batch normalisation.
     learnt = _answer(network, torch.cat([view.image, seen.image]))
-    loss, found = supervised_loss(learnt.buildings[:LABELLED_CHIPS], apply_each(view.symmetries, labels))
+    loss, found = supervised_loss(learnt.buildings[:LABELLED_CHIPS], labels)
     learnt = Answer(*(planes[LABELLED_CHIPS:] for planes in learnt))
     return loss + weight * unsupervised_loss(taught, learnt, seen.symmetries, ground, generator), found
 
@@ -290,7 +303,8 @@ class Answer(NamedTuple):
 
 def _answer(network: GraphNetwork, image: Tensor) -> Answer:
     """Of a normalised `image`, float32 [N, bands, H, W]."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16()):
+    kind = image.device.type
+    with torch.autocast(kind, torch.bfloat16, enabled=computes_in_bfloat16(kind)):
         features = network.features(image.contiguous(memory_format=torch.channels_last))
         buildings, clusterings = network.building(features), network.clusterings(features)
     return Answer(upsample(buildings.float())[:, 0], *(logits.float() for logits in clusterings))

@@ -55,7 +55,7 @@ def run(job: LabelledJob, emit: Emit, cancellation: Cancellation) -> Result:
                 warnings |= dict.fromkeys(warnings_of(made, metadata))
                 tiles += made.tiles
         if isinstance(job, FineTuneJob):
-            emit(Started("cpu", job.model, _seconds(job)))
+            emit(Started(_device(), job.model, _seconds(job)))
         else:
             emit(Started(Session(model).provider, job.model, tiles))
         for warning in warnings:
@@ -99,6 +99,12 @@ def _match(job: MatchJob, output: Path, advance: Advance) -> dict[str, float]:
         matched = match(model, sources, job.objective, output, advance)
     decisive = matched.matching.get("head", matched.matching)
     return {name: decisive[name] for name in ("iou", "accuracy")}
+
+
+def _device() -> str:
+    from qgis_iic.training.devices import choose
+
+    return str(choose())
 
 
 def _fine_tune(job: FineTuneJob, output: Path, emit: Emit, cancellation: Cancellation) -> dict[str, float]:
