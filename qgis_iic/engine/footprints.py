@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import geopandas
 import numpy as np
@@ -18,13 +18,25 @@ from qgis_iic.engine.raster import to_geographic
 from qgis_iic.engine.regularisation import regularised
 from qgis_iic.engine.vectorization import Components
 
-Rings = NDArray[np.object_]
+Polygons = NDArray[np.object_]
 Ints = NDArray[np.int64]
 Doubles = NDArray[np.float64]
 Point = tuple[float, float]
 
 _POSITION = ["top", "left", "bottom", "right", "pixels"]
 """Top edge, then left edge; the lowest and rightmost ends and the size settle ties between interlocked outlines."""
+
+
+class Rings(NamedTuple):
+    """Closed rings as plain arrays: making objects of them takes longer than what is computed here.
+
+    Attributes:
+        vertices: x and y, float64 [2, n], ring by ring, the first of each also its last.
+        ring: [n], number of the ring that each vertex is of, from 0, rising.
+    """
+
+    vertices: Doubles
+    ring: Ints
 
 
 def footprints(
@@ -53,23 +65,19 @@ def footprints(
         The columns of `FootprintFile.tables` but `id`, and those of `_POSITION`.
     """
     # In normal form, so that the strips in which an outline was traced don't show in the order of its vertices.
-    in_pixels, owner = shapely.get_rings(shapely.normalize(components.polygons), return_index=True)
-    is_shell = np.diff(owner, prepend=-1) > 0
-    rings = _to_coordinates(in_pixels, transform)
-    geographic = to_geographic_rings(rings, crs)
+    in_pixels, owner, is_shell = rings_of(shapely.normalize(components.polygons))
+    geographic = geographic_rings(in_pixels, transform, crs)
     areas = ring_areas(geographic, crs, about)
     stays = is_shell | (areas > max_hole_area)
     areas = _sums(owner[stays], np.where(is_shell, areas, -areas)[stays])
     kept = areas >= min_area
     stays &= kept[owner]
     owner = (np.cumsum(kept) - 1)[owner[stays]]
-    rings, geographic, areas = rings[stays], geographic[stays], areas[kept]
+    in_pixels, geographic, areas = _some(in_pixels, stays), _some(geographic, stays), areas[kept]
     if regularise is not None:
-        straight = regularised(shapely.polygons(in_pixels[stays], indices=owner), regularise)
-        in_pixels, owner = shapely.get_rings(straight, return_index=True)
-        is_shell = np.diff(owner, prepend=-1) > 0
-        rings = _to_coordinates(in_pixels, transform)
-        geographic = to_geographic_rings(rings, crs)
+        straight = regularised(_polygons(in_pixels, owner), regularise)
+        in_pixels, owner, is_shell = rings_of(straight)
+        geographic = geographic_rings(in_pixels, transform, crs)
         areas = ring_areas(geographic, crs, about)
         areas = _sums(owner, np.where(is_shell, areas, -areas))
     left, top, right, bottom = shapely.bounds(components.polygons[kept]).T
@@ -79,7 +87,8 @@ def footprints(
         "perimeter_m": perimeters(geographic, owner, crs),
         "confidence": components.confidence[kept],
     } | dict(zip(_POSITION, (top, left, bottom, right, components.pixels[kept]), strict=True))
-    return geopandas.GeoDataFrame(columns, geometry=shapely.polygons(rings, indices=owner), crs=crs)
+    placed = in_pixels._replace(vertices=_to_coordinates(in_pixels.vertices, transform))
+    return geopandas.GeoDataFrame(columns, geometry=_polygons(placed, owner), crs=crs)
 
 
 class FootprintFile:
@@ -146,38 +155,63 @@ def ring_areas(rings: Rings, crs: pyproj.CRS | None, about: Point) -> Doubles:
     """Areas within rings in m2 on the ellipsoid of `crs`, in a Lambert azimuthal equal-area projection about a point.
 
     Args:
-        rings: [n], of `to_geographic_rings`.
+        rings: of `geographic_rings`.
         crs: of the raster; areas are planar where it is neither geographic nor projected.
         about: any coordinates near the rings, in `crs`; the same for all that are to have the same digits.
     """
+    vertices, ring = rings
     if _is_on_earth(crs):
         geod = _geod(crs)
         # Exact wherever the centre lies but opposite of it, where the middle of a scene across the 180th meridian is.
         longitude, latitude = to_geographic(crs).transform(*about)
         equal_area = pyproj.Proj(proj="laea", lon_0=longitude, lat_0=latitude, a=geod.a, b=geod.b, preserve_units=True)
-        rings = shapely.transform(rings, equal_area, interleaved=False)
-    return np.asarray(shapely.area(shapely.polygons(rings)))
+        vertices = np.stack(equal_area(*vertices))
+    # From the first vertex of each: far from the origin little would be left of the digits.
+    first = np.flatnonzero(np.diff(ring, prepend=-1))
+    x, y = vertices - vertices[:, first[ring]]
+    return np.abs(_sums(ring[:-1], x[:-1] * y[1:] - x[1:] * y[:-1])) / 2  # each begins and ends in 0, 0
 
 
 def perimeters(rings: Rings, owner: Ints, crs: pyproj.CRS | None) -> Doubles:
     """Lengths in m of all rings of each polygon: geodesics from vertex to vertex on the ellipsoid of `crs`.
 
     Args:
-        rings: [n], of `to_geographic_rings`.
-        owner: [n], number of the polygon that each is of, from 0.
+        rings: of `geographic_rings`.
+        owner: number of the polygon that each ring is of, from 0.
         crs: of the raster; lengths are planar where it is neither geographic nor projected.
     """
-    if not _is_on_earth(crs):
-        return _sums(owner, shapely.length(rings))
-    coordinates, ring = shapely.get_coordinates(rings, return_index=True)
+    vertices, ring = rings
     start = np.flatnonzero(ring[1:] == ring[:-1])
-    _, _, lengths = _geod(crs).inv(*coordinates[start].T, *coordinates[start + 1].T)
+    ends = vertices[:, start], vertices[:, start + 1]
+    lengths = _geod(crs).inv(*ends[0], *ends[1])[2] if _is_on_earth(crs) else np.hypot(*(ends[1] - ends[0]))
     return _sums(owner[ring[start]], lengths)
 
 
-def to_geographic_rings(rings: Rings, crs: pyproj.CRS | None) -> Rings:
-    """Longitudes and latitudes of rings, in degrees; the same rings where `crs` is neither geographic nor projected."""
-    return shapely.transform(rings, to_geographic(crs).transform, interleaved=False) if _is_on_earth(crs) else rings
+def rings_of(polygons: Polygons) -> tuple[Rings, Ints, NDArray[np.bool_]]:
+    """Rings of polygons, the number of the polygon that each is of, from 0, and whether it is its shell."""
+    rings, owner = shapely.get_rings(polygons, return_index=True)
+    vertices, ring = shapely.get_coordinates(rings, return_index=True)
+    return Rings(vertices.T, ring), owner, np.diff(owner, prepend=-1) > 0
+
+
+def geographic_rings(rings: Rings, transform: Affine, crs: pyproj.CRS | None) -> Rings:
+    """Longitudes and latitudes, in degrees, of rings in pixels; coordinates where `crs` has no place on Earth."""
+    vertices = _to_coordinates(rings.vertices, transform)
+    if _is_on_earth(crs):
+        vertices = np.stack(to_geographic(crs).transform(*vertices))
+    return rings._replace(vertices=vertices)
+
+
+def _some(rings: Rings, kept: NDArray[np.bool_]) -> Rings:
+    """Those kept, numbered anew."""
+    of_kept = kept[rings.ring]
+    return Rings(rings.vertices[:, of_kept], (np.cumsum(kept) - 1)[rings.ring[of_kept]])
+
+
+def _polygons(rings: Rings, owner: Ints) -> Polygons:
+    """Polygons of the rings; the first of each `owner` is its shell."""
+    made = shapely.linearrings(rings.vertices.T, indices=rings.ring)
+    return np.asarray(shapely.polygons(made, indices=owner), object)
 
 
 def _sums(number: Ints, values: Doubles) -> Doubles:
@@ -193,8 +227,6 @@ def _geod(crs: pyproj.CRS) -> pyproj.Geod:
     return crs.get_geod() or pyproj.Geod(ellps="WGS84")
 
 
-def _to_coordinates(rings: Rings, transform: Affine) -> Rings:
-    def georeference(x: Doubles, y: Doubles) -> tuple[Doubles, Doubles]:
-        return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
-
-    return np.asarray(shapely.transform(rings, georeference, interleaved=False))
+def _to_coordinates(vertices: Doubles, transform: Affine) -> Doubles:
+    x, y = vertices
+    return np.stack([transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f])

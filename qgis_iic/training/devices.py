@@ -72,6 +72,6 @@ def keep_freed_memory() -> None:
 def computes_in_bfloat16(device: str = "cpu") -> bool:
     """Whether that kind of device has instructions for products of bfloat16; without them it is slower than float32."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.4 can't tell
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

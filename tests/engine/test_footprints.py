@@ -15,7 +15,7 @@ from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qgis_iic.engine.footprints import FootprintFile, footprints, perimeters, ring_areas, to_geographic_rings
+from qgis_iic.engine.footprints import FootprintFile, footprints, perimeters, ring_areas, rings_of
 from qgis_iic.engine.vectorization import Components
 from tests.rasters import NORTH_UP
 
@@ -101,7 +101,7 @@ def test_measures_across_the_180th_meridian(latitude: float) -> None:
 
     crs = pyproj.CRS("EPSG:4326")
     here, there = (179.9998, latitude), (10.0, latitude)
-    across, elsewhere = (shapely.get_rings(some) for some in (boxes(-179.9998, 179.9998), boxes(10.0)))
+    across, elsewhere = (rings_of(some)[0] for some in (boxes(-179.9998, 179.9998), boxes(10.0)))
     np.testing.assert_allclose(ring_areas(across, crs, here), ring_areas(elsewhere, crs, there)[0], rtol=1e-6)
     lengths = perimeters(across, np.arange(2), crs)
     np.testing.assert_allclose(lengths, perimeters(elsewhere, np.arange(1), crs)[0], rtol=1e-6)
@@ -150,5 +150,5 @@ def test_no_component_gives_an_empty_table_with_all_columns() -> None:
 
 
 def test_measures_of_nothing() -> None:
-    nothing = to_geographic_rings(np.array([], object), UTM)
+    nothing, _, _ = rings_of(np.array([], object))
     assert ring_areas(nothing, UTM, (5e5, 3e6)).shape == perimeters(nothing, np.arange(0), UTM).shape == (0,)
