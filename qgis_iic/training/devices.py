@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
-from qgis_iic.protocol.errors import JobInvalid
+from qgis_iic.protocol.errors import JobInvalid, OutOfMemory
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Names of glibc's malloc.h."""
@@ -27,7 +29,7 @@ def start(accelerator: str = "cpu", devices: int = 1, precision: str = "32-true"
     """Starts the processes, one a device; each further one runs the program from its beginning.
 
     Args:
-        accelerator: cpu, cuda, or auto: cuda where there is one, else cpu.
+        accelerator: cpu, cuda, or auto: cuda where there is one that works, else cpu.
         devices: how many of them; on cpu, processes that share the processor.
         precision: 32-true, bf16-mixed or 16-mixed, of the convolutions; weights and losses stay float32.
         threads: of the processor for each process; None leaves that to torch.
@@ -35,8 +37,7 @@ def start(accelerator: str = "cpu", devices: int = 1, precision: str = "32-true"
     Raises:
         JobInvalid: there are no such devices, or they don't compute in that precision.
     """
-    if accelerator == "auto":
-        accelerator = choose().type
+    accelerator = choose(accelerator).type
     if accelerator == "cpu" and precision == "16-mixed":
         raise JobInvalid("A processor does not compute in 16-mixed precision. Choose 32-true, or another accelerator.")
     try:
@@ -52,11 +53,41 @@ def start(accelerator: str = "cpu", devices: int = 1, precision: str = "32-true"
 
 
 def choose(accelerator: str = "auto") -> torch.device:
-    """The one device of what needs no more; see `start`, which also says what this raises."""
-    there = torch.cuda.is_available()
-    if accelerator == "cuda" and not there:
-        raise JobInvalid("PyTorch finds no CUDA device here. Choose another accelerator, or see to driver and PyTorch.")
-    return torch.device("cuda" if there and accelerator != "cpu" else "cpu")
+    """The device of what needs one only; `accelerator` as of `start`.
+
+    Raises:
+        JobInvalid: cuda is asked for, and nothing can be computed there; says why.
+    """
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    problem = _problem_with_cuda()
+    if accelerator == "cuda" and problem:
+        raise JobInvalid(f"Training can't run on cuda: {problem}. Choose another accelerator, or see to the driver.")
+    return torch.device("cpu" if problem else "cuda")
+
+
+def _problem_with_cuda() -> str:
+    """Why nothing can be computed there; empty where all is well."""
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    try:
+        torch.ones(1, device="cuda").add(1)
+    except RuntimeError as error:  # a GPU of a kind that this PyTorch is not made for, or one without free memory
+        return str(error)
+    return ""
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raises OutOfMemory for what PyTorch says of a GPU that is too small."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise OutOfMemory(
+            "The GPU has too little free memory for this training. Close other programs, take a smaller network or "
+            "fewer and smaller chips, or train on the processor: `--accelerator cpu`, or with the environment variable "
+            f"CUDA_VISIBLE_DEVICES set to nothing where QGIS is started. PyTorch says: {error}"
+        ) from error
 
 
 def keep_freed_memory() -> None:

@@ -26,7 +26,7 @@ from qgis_iic.training.checkpoint import (
     save_checkpoint,
 )
 from qgis_iic.training.config import HeldOutConfig, TrainingConfig
-from qgis_iic.training.devices import start
+from qgis_iic.training.devices import memory_errors, start
 from qgis_iic.training.distributed import of_first_process
 from qgis_iic.training.imagery import Chips, ChipSampler, Moments, Scene, open_scenes, write_scenes
 from qgis_iic.training.preprocessing import fit_zca
@@ -44,6 +44,7 @@ Report = Callable[[int, dict[str, float]], None]
 Row = dict[str, float]
 
 
+@memory_errors()
 def train(
     config: TrainingConfig,
     run: Path,
@@ -74,6 +75,7 @@ def train(
     Raises:
         JobInvalid: `run` holds a checkpoint and `resume` is False, or that of another configuration.
         TrainingCollapsed: the clusters lost all information; the checkpoint of before is left.
+        OutOfMemory: a GPU's is too small.
     """
     fabric = start() if fabric is None else fabric
     _check_folder(config, run, resume)
