@@ -169,7 +169,8 @@ def ring_areas(rings: Rings, crs: pyproj.CRS | None, about: Point) -> Doubles:
     # From the first vertex of each: far from the origin little would be left of the digits.
     first = np.flatnonzero(np.diff(ring, prepend=-1))
     x, y = vertices - vertices[:, first[ring]]
-    return np.abs(_sums(ring[:-1], x[:-1] * y[1:] - x[1:] * y[:-1])) / 2  # each begins and ends in 0, 0
+    start = _edges(ring)
+    return np.abs(_sums(ring[start], x[start] * y[start + 1] - x[start + 1] * y[start])) / 2
 
 
 def perimeters(rings: Rings, owner: Ints, crs: pyproj.CRS | None) -> Doubles:
@@ -181,10 +182,15 @@ def perimeters(rings: Rings, owner: Ints, crs: pyproj.CRS | None) -> Doubles:
         crs: of the raster; lengths are planar where it is neither geographic nor projected.
     """
     vertices, ring = rings
-    start = np.flatnonzero(ring[1:] == ring[:-1])
+    start = _edges(ring)
     ends = vertices[:, start], vertices[:, start + 1]
     lengths = _geod(crs).inv(*ends[0], *ends[1])[2] if _is_on_earth(crs) else np.hypot(*(ends[1] - ends[0]))
     return _sums(owner[ring[start]], lengths)
+
+
+def _edges(ring: Ints) -> Ints:
+    """Where in `Rings.ring` the edges begin: everywhere but at the last vertex of each ring."""
+    return np.flatnonzero(ring[1:] == ring[:-1])
 
 
 def rings_of(polygons: Polygons) -> tuple[Rings, Ints, NDArray[np.bool_]]:
