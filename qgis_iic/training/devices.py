@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,8 @@ def start(accelerator: str = "cpu", devices: int = 1, precision: str = "32-true"
     Raises:
         JobInvalid: there are no such devices, or they don't compute in that precision.
     """
-    accelerator = choose(accelerator).type
+    if accelerator == "auto":
+        accelerator = choose().type
     if accelerator == "cpu" and precision == "16-mixed":
         raise JobInvalid("A processor does not compute in 16-mixed precision. Choose 32-true, or another accelerator.")
     try:
@@ -71,23 +73,28 @@ def _problem_with_cuda() -> str:
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
     try:
-        torch.ones(1, device="cuda").add(1)
+        torch.ones(1, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}").add(1)  # that of this process
     except RuntimeError as error:  # a GPU of a kind that this PyTorch is not made for, or one without free memory
         return str(error)
     return ""
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
-    """Raises OutOfMemory for what PyTorch says of a GPU that is too small."""
+def gpu_memory() -> Iterator[None]:
+    """What was taken on a GPU is given back in the end, to ONNX Runtime, too; OutOfMemory where it is too small."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:  # of CUDA and its libraries there is no class of its own
+        if not any(words in str(error) for words in ("out of memory", "ALLOC_FAILED")):
+            raise
         raise OutOfMemory(
-            "The GPU has too little free memory for this training. Close other programs, take a smaller network or "
-            "fewer and smaller chips, or train on the processor: `--accelerator cpu`, or with the environment variable "
-            f"CUDA_VISIBLE_DEVICES set to nothing where QGIS is started. PyTorch says: {error}"
+            "The GPU has too little free memory for this training. Close other programs, take a smaller network or, in "
+            "a configuration, fewer and smaller chips, or train on the processor: `--accelerator cpu`, or with the "
+            "environment variable CUDA_VISIBLE_DEVICES set to nothing, for QGIS before it is started. "
+            f"PyTorch says: {error}"
         ) from error
+    finally:
+        torch.cuda.empty_cache()  # nothing where there is none
 
 
 def keep_freed_memory() -> None:

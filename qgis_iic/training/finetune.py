@@ -37,7 +37,7 @@ from torch.nn import functional
 from qgis_iic.protocol.errors import OutputExists, OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import with_building_head, without_building_head
-from qgis_iic.training.devices import choose, computes_in_bfloat16, keep_freed_memory, memory_errors
+from qgis_iic.training.devices import choose, computes_in_bfloat16, gpu_memory, keep_freed_memory
 from qgis_iic.training.graph_network import GraphNetwork, check_parity
 from qgis_iic.training.iic_loss import iic_loss, random_displacements
 from qgis_iic.training.imagery import Chips, ChipSampler
@@ -176,7 +176,7 @@ def build_tuned_model(
     return made, metadata
 
 
-@memory_errors()
+@gpu_memory()
 def fine_tune(
     network: GraphNetwork,
     blocks: Sequence[Block],

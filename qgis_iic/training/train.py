@@ -26,7 +26,7 @@ from qgis_iic.training.checkpoint import (
     save_checkpoint,
 )
 from qgis_iic.training.config import HeldOutConfig, TrainingConfig
-from qgis_iic.training.devices import memory_errors, start
+from qgis_iic.training.devices import gpu_memory, start
 from qgis_iic.training.distributed import of_first_process
 from qgis_iic.training.imagery import Chips, ChipSampler, Moments, Scene, open_scenes, write_scenes
 from qgis_iic.training.preprocessing import fit_zca
@@ -44,7 +44,7 @@ Report = Callable[[int, dict[str, float]], None]
 Row = dict[str, float]
 
 
-@memory_errors()
+@gpu_memory()
 def train(
     config: TrainingConfig,
     run: Path,

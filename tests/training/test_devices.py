@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qgis_iic.protocol.errors import JobInvalid, OutOfMemory
-from qgis_iic.training.devices import choose, memory_errors
+from qgis_iic.training.devices import choose, gpu_memory
 
 FAULTS = """
 import ctypes, resource, sys, torch
@@ -43,6 +43,12 @@ def test_a_gpu_that_computes_nothing_is_left_alone_and_named_where_asked_for(mon
         choose("cuda")
 
 
-def test_a_gpu_that_is_too_small_is_named() -> None:
-    with pytest.raises(OutOfMemory, match=r"--accelerator cpu.*Tried to allocate 9 GiB"), memory_errors():
-        raise torch.cuda.OutOfMemoryError("Tried to allocate 9 GiB")
+@pytest.mark.parametrize("said", ["CUDA out of memory. Tried to allocate 9 GiB", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_a_gpu_that_is_too_small_is_named(said: str) -> None:
+    with pytest.raises(OutOfMemory, match=rf"--accelerator cpu.*{said}"), gpu_memory():
+        raise RuntimeError(said)
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), gpu_memory():
+        raise RuntimeError("shapes differ")
