@@ -49,8 +49,8 @@ class FineTuneSegmenter(LabelledAlgorithm):
             "points on buildings and on other ground, told apart by a field named building: 1, true or yes on "
             "buildings, 0, false or no on what is none. Areas teach most: the network learns the outlines from them. "
             "Spread them over every kind of ground.\n\n"
-            "This runs on a GPU where PyTorch finds one, else on the processor; the engine's Python needs PyTorch for it. "
-            "How good the result is, Evaluate buildings says on other examples."
+            "This runs on a GPU where PyTorch finds one, else on the processor; the engine's Python needs PyTorch for "
+            "it. How good the result is, Evaluate buildings says on other examples."
         )
 
     def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
