@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,18 @@ import geopandas
 import numpy as np
 import onnx
 import onnxruntime
-import rasterio
 import shapely
 from affine import Affine
+from inference_table import table
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from stand_ins import write_full, write_stub, write_virtual
 
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.pipeline import plan, run
 from qgis_iic.engine.providers import NAMES, survey
 from qgis_iic.engine.raster import open_raster
-from qgis_iic.engine.session import Session, sibling
+from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Window
 from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.events import Result, Started
@@ -133,8 +133,8 @@ def measured(arguments: argparse.Namespace, providers: list[str], folder: Path) 
         return child({**facts, "rounds": arguments.rounds, "folder": str(folder)})
 
     full, stub = folder / "full.onnx", folder / "stub.onnx"
-    write_full(full)
-    write_stub(stub)
+    write_full(full, PROJECT / "models" / "iic_rgb.toml", QUARTER)
+    write_stub(stub, QUARTER)
     peaks = [
         {
             "provider": provider,
@@ -336,7 +336,7 @@ def outlines(mask: NDArray[np.bool_], transform: Affine) -> list[shapely.Polygon
 def growth(model: str, provider: Any, precision: Any, side: int, rounds: int, folder: str) -> dict[str, Any]:
     """Extraction from a virtual raster of `side` x `side` pixels that repeats the scene."""
     path = Path(folder) / f"virtual_{side}.vrt"
-    write_virtual(path, side)
+    write_virtual(path, side, SCENE)
     source = Source(str(path), "buildings")
     job = Job("extract", (source,), model, f"{folder}/out.gpkg", provider=provider, precision=precision)
     runs = []
@@ -404,197 +404,6 @@ def convolution_operations(path: Path, tile: Window) -> float:
             weight = weights.get(name) or sizes[name]
             total += 2 * float(np.prod(weight)) * float(np.prod(sizes[node.output[0]][2:]))
     return total
-
-
-def write_full(path: Path) -> None:
-    """The published network at its full width, with random weights, and its siblings; int8 is calibrated on noise."""
-    import torch
-
-    from qgis_iic.training.checkpoint import build_network
-    from qgis_iic.training.config import load_config
-    from qgis_iic.training.export import build_model
-    from qgis_iic.training.model_file import read_model, write_model
-    from qgis_iic.training.precisions import to_fp16, to_int8
-
-    config = load_config(PROJECT / "models" / "iic_rgb.toml")
-    shape = replace(config.network, multi_layer=False)  # the published heads see the last layer alone
-    config = replace(config, network=shape)
-    _, metadata = read_model(QUARTER)
-    torch.manual_seed(0)
-    metadata = replace(
-        metadata,
-        clusters=shape.clusters,
-        classes=shape.classes,
-        halo=shape.halo,
-        decision="clusters",
-        building_clusters=tuple(range(shape.clusters // 4)),
-        training={"config": config.to_record()},  # the memory of a tile follows from the width
-    )
-    model = build_model(build_network(config).eval(), (metadata.mean, metadata.std))
-    write_model(model, metadata, path)
-    noise = np.random.default_rng(0).integers(0, 256, (3, 128, 128)).astype(np.float32)
-    for precision, copy in (("int8", to_int8(model, [noise])), ("fp16", to_fp16(model))):
-        facts = replace(metadata, precision={"kind": precision, "of_weights_sha256": metadata.weights_sha256})
-        write_model(copy, facts, sibling(path, precision))
-
-
-def write_stub(path: Path) -> None:
-    """What costs next to nothing in place of a network: bright ground is a building."""
-    from qgis_iic.training.model_file import read_model
-
-    _, metadata = read_model(QUARTER)
-    metadata = replace(metadata, decision="probability", building_clusters=None)
-    constants = {
-        "weight": np.full((1, 3, 1, 1), 1 / 3, np.float32),
-        "axis": np.array([1], np.int64),
-        "zero": np.array(0, np.float32),
-        "most": np.array(254, np.float32),
-        "clusters": np.array(64, np.uint8),
-    }
-    cluster, main_class, probability = OUTPUTS
-    nodes = [
-        helper.make_node("Conv", [IMAGE_INPUT, "weight"], ["grey"], kernel_shape=[1, 1]),
-        helper.make_node("AveragePool", ["grey"], ["smooth"], kernel_shape=[5, 5], pads=[2] * 4),
-        helper.make_node("Squeeze", ["smooth", "axis"], ["plane"]),
-        helper.make_node("Clip", ["plane", "zero", "most"], ["clipped"]),
-        helper.make_node("Cast", ["clipped"], [probability], to=TensorProto.UINT8),
-        helper.make_node("Div", [probability, "clusters"], [cluster]),
-        helper.make_node("Identity", [cluster], [main_class]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "stub",
-        [helper.make_tensor_value_info(IMAGE_INPUT, TensorProto.FLOAT, ["N", 3, "H", "W"])],
-        [helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", "H", "W"]) for name in OUTPUTS],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, metadata.to_properties())
-    onnx.save(model, path)
-
-
-def write_virtual(path: Path, side: int) -> None:
-    """A virtual raster of 0.3 m pixels that repeats the scene's own pixels, without copying any."""
-    with rasterio.open(SCENE) as scene:
-        width, height = scene.width, scene.height
-    bands = ""
-    for band, colour in enumerate(("Red", "Green", "Blue"), start=1):
-        bands += f'<VRTRasterBand dataType="Byte" band="{band}"><ColorInterp>{colour}</ColorInterp>'
-        for row in range(0, side, height):
-            for col in range(0, side, width):
-                size = f'xSize="{min(width, side - col)}" ySize="{min(height, side - row)}"'
-                bands += (
-                    f'<SimpleSource><SourceFilename relativeToVRT="0">{SCENE}</SourceFilename>'
-                    f"<SourceBand>{band}</SourceBand>"
-                    f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="{col}" yOff="{row}" {size}/></SimpleSource>'
-                )
-        bands += "</VRTRasterBand>"
-    path.write_text(
-        f'<VRTDataset rasterXSize="{side}" rasterYSize="{side}"><SRS>EPSG:32645</SRS>'
-        f"<GeoTransform>300000, 0.3, 0, 3000000, 0, -0.3</GeoTransform>{bands}</VRTDataset>"
-    )
-
-
-def table(record: dict[str, Any]) -> str:
-    facts, peaks = record["machine"], record["peaks"]
-    lines = [
-        "# Benchmarks",
-        "",
-        f"Made by `{' '.join(['benchmarks/inference.py', *record['options']])}`, which says how each row is measured; "
-        "`make bench` prints the same.",
-        "",
-        f"{facts['processor']}, {facts['cores']} cores, {facts['memory_gb']} GB{_gpu(facts)}; {facts['system']}; "
-        f"Python {facts['python']}, ONNX Runtime {facts['onnxruntime']}; usable: {', '.join(facts['usable'])}. "
-        "Large matrix product: "
-        + ", ".join(
-            f"{peak['provider']} {peak['precision']} {peak['operations_per_second'] / 1e9:.0f} G operations/s"
-            for peak in peaks
-        )
-        + f". From start to the first tile, the model's loading aside: {record['start_seconds']:.2f} s.",
-        "",
-        *_extractions(record),
-        "",
-        *_beside_plain_loop(record),
-        "",
-        *_growth(record["growth"]),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _gpu(facts: dict[str, Any]) -> str:
-    return f"; {facts['gpu']}" if facts["gpu"] else ""
-
-
-def _extractions(record: dict[str, Any]) -> list[str]:
-    peaks = {(each["provider"], each["precision"]): each["operations_per_second"] for each in record["peaks"]}
-    lines = [
-        "## Raster to GeoPackage",
-        "",
-        "Session alone: one tile, on a GPU a batch of them, again and again, times the number of tiles. Stages work at "
-        "the same time, and beside a GPU some of them on several threads, whose seconds add up. Both shares are of the "
-        "time without loading the model.",
-        "",
-        "| network | on | Mpx | tiles | seen twice | s | Mpx/s | load | read | network | vectorize | write "
-        "| share in the session | / session alone | G op/s | of the peak | MB |",
-        "|" + "---|" * 17,
-    ]
-    for row in record["extractions"]:
-        seconds, rate = row["seconds"], row["operations_per_second"]
-        working = seconds["total"] - seconds["model"]
-        lines.append(
-            f"| {row['network']} | {row['provider']} {row['precision']} | {row['pixels'] / 1e6:.1f} "
-            f"| {row['tiles']} of {row['tile'][0]} x {row['tile'][1]} | {row['halo_share']:.1%} "
-            f"| {_stages(row, 'model')} | {seconds['network'] / working:.1%} "
-            f"| {working / row['session_alone']:.2f} | {rate / 1e9:.0f} "
-            f"| {rate / peaks[row['provider'], row['precision']]:.0%} | {row['peak_mb']:.0f} |"
-        )
-    return lines
-
-
-def _beside_plain_loop(record: dict[str, Any]) -> list[str]:
-    lines = [
-        "## Beside a plain loop",
-        "",
-        "One tile of 650 pixels at a time, 15 % overlap, fp32, everything in memory, outlines at the end by OpenCV.",
-        "",
-        "| network | on | Mpx | plain loop, s | MB | this, s | times as fast |",
-        "|" + "---|" * 7,
-    ]
-    for row in record["naive"]:
-        for ours in record["extractions"]:
-            if all(ours[fact] == row[fact] for fact in ("network", "pixels", "provider")):
-                total = ours["seconds"]["total"]
-                lines.append(
-                    f"| {row['network']} | {row['provider']} | {row['pixels'] / 1e6:.1f} | {row['seconds']:.1f} "
-                    f"| {row['peak_mb']:.0f} "
-                    f"| {total:.1f} ({ours['precision']}) | {row['seconds'] / total:.2f} |"
-                )
-    return lines
-
-
-def _growth(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "## Growth",
-        "",
-        "A virtual raster that repeats the scene. In rows of the stub a graph that costs next to nothing stands in for "
-        "the network.",
-        "",
-        "| network | on | pixels | tiles | s | Mpx/s | read | network | vectorize | write | buildings | MB |",
-        "|" + "---|" * 12,
-    ]
-    lines += [
-        f"| {row['network']} | {row['provider']} {row['precision']} | {row['pixels']:.1e} | {row['tiles']} "
-        f"| {_stages(row)} | {row['buildings']} "
-        f"| {row['peak_mb']:.0f} |"
-        for row in rows
-    ]
-    return lines
-
-
-def _stages(row: dict[str, Any], *before: str) -> str:
-    seconds = row["seconds"]
-    stages = " | ".join(f"{seconds[stage]:.1f}" for stage in (*before, "read", "network", "vectorize", "write"))
-    return f"{seconds['total']:.1f} | {row['pixels'] / 1e6 / seconds['total']:.2f} | {stages}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from qgis_iic.cli.run import PATH, named_errors
+from qgis_iic.cli.run import PATH, accelerator_option, named_errors
 
 
 @click.command(short_help="Trains a model on with a few labels.")
@@ -23,12 +23,7 @@ from qgis_iic.cli.run import PATH, named_errors
 @click.option("--area", type=PATH, help="Polygons within which all buildings have a footprint.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Of training.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the processor.  [default: all]")
-@click.option(
-    "--accelerator",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    help="What to train on; auto is cuda where there is one.",
-)
+@accelerator_option
 @click.option("--output", type=PATH, required=True, help="ONNX file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace it where it exists, be it MODEL itself.")
 def command(
@@ -52,6 +47,7 @@ def command(
     """
     import torch
 
+    from qgis_iic.training.devices import choose
     from qgis_iic.training.finetune import fine_tune_file
     from qgis_iic.training.regions import RegionSource
 
@@ -71,7 +67,7 @@ def command(
             bar().update(round(seconds - measures["seconds_left"]) - bar().pos, {"step": step, **measures})
 
         source = RegionSource(imagery, labels, area)
-        tuned = fine_tune_file(model, [source], output, minutes, overwrite, show, accelerator=accelerator)
+        tuned = fine_tune_file(model, [source], output, minutes, overwrite, show, device=choose(accelerator))
     found, steps = tuned.matching["head"], tuned.training["fine_tuning"]["steps"]
     click.echo(f"Model: {output}, {steps} steps; its probability decides")
     click.echo(f"On these labels, which it has learnt: IoU {found['iou']:.3f}, accuracy {found['accuracy']:.3f}")

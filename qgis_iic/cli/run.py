@@ -17,6 +17,13 @@ from qgis_iic.protocol.job import LEAST_MEMORY, Job, Precision, Provider, names_
 
 PATH = click.Path(path_type=Path)
 
+accelerator_option = click.option(
+    "--accelerator",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="What to train on; auto is cuda where there is one.",
+)
+
 
 def check_places(places: Path | None, data: Path | None, *named: Path | None) -> None:
     """Raises UsageError for a protocol beside ground that is `named` by itself, and for its folder without it."""

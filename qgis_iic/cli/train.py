@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from qgis_iic.cli.run import PATH, named_errors
+from qgis_iic.cli.run import PATH, accelerator_option, named_errors
 
 
 @click.command(short_help="Trains on imagery without labels.")
@@ -22,12 +22,7 @@ from qgis_iic.cli.run import PATH, named_errors
 @click.option("--minutes", type=click.FloatRange(min=0), help="Stop after that long.  [default: the steps of CONFIG]")
 @click.option("--data", type=PATH, help="Folder of the imagery.  [default: the one that CONFIG names]")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the processor, for each process.  [default: all]")
-@click.option(
-    "--accelerator",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    help="What to train on; auto is cuda where there is one.",
-)
+@accelerator_option
 @click.option("--devices", type=click.IntRange(min=1), default=1, help="One process on each.")
 @click.option(
     "--precision",

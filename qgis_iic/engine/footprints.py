@@ -32,7 +32,7 @@ class Rings(NamedTuple):
 
     Attributes:
         vertices: x and y, float64 [2, n], ring by ring, the first of each also its last.
-        ring: [n], number of the ring that each vertex is of, from 0, rising.
+        ring: int64 [n], number of the ring that each vertex is of, from 0, rising.
     """
 
     vertices: Doubles
@@ -66,18 +66,20 @@ def footprints(
     """
     # In normal form, so that the strips in which an outline was traced don't show in the order of its vertices.
     in_pixels, owner, is_shell = rings_of(shapely.normalize(components.polygons))
-    geographic = geographic_rings(in_pixels, transform, crs)
+    placed = _placed(in_pixels, transform)
+    geographic = geographic_rings(placed, crs)
     areas = ring_areas(geographic, crs, about)
     stays = is_shell | (areas > max_hole_area)
     areas = _sums(owner[stays], np.where(is_shell, areas, -areas)[stays])
     kept = areas >= min_area
     stays &= kept[owner]
     owner = (np.cumsum(kept) - 1)[owner[stays]]
-    in_pixels, geographic, areas = _some(in_pixels, stays), _some(geographic, stays), areas[kept]
+    placed, geographic, areas = _some(placed, stays), _some(geographic, stays), areas[kept]
     if regularise is not None:
-        straight = regularised(_polygons(in_pixels, owner), regularise)
+        straight = regularised(_polygons(_some(in_pixels, stays), owner), regularise)
         in_pixels, owner, is_shell = rings_of(straight)
-        geographic = geographic_rings(in_pixels, transform, crs)
+        placed = _placed(in_pixels, transform)
+        geographic = geographic_rings(placed, crs)
         areas = ring_areas(geographic, crs, about)
         areas = _sums(owner, np.where(is_shell, areas, -areas))
     left, top, right, bottom = shapely.bounds(components.polygons[kept]).T
@@ -87,7 +89,6 @@ def footprints(
         "perimeter_m": perimeters(geographic, owner, crs),
         "confidence": components.confidence[kept],
     } | dict(zip(_POSITION, (top, left, bottom, right, components.pixels[kept]), strict=True))
-    placed = in_pixels._replace(vertices=_to_coordinates(in_pixels.vertices, transform))
     return geopandas.GeoDataFrame(columns, geometry=_polygons(placed, owner), crs=crs)
 
 
@@ -155,9 +156,12 @@ def ring_areas(rings: Rings, crs: pyproj.CRS | None, about: Point) -> Doubles:
     """Areas within rings in m2 on the ellipsoid of `crs`, in a Lambert azimuthal equal-area projection about a point.
 
     Args:
-        rings: of `geographic_rings`.
+        rings: R of them, of `geographic_rings`.
         crs: of the raster; areas are planar where it is neither geographic nor projected.
         about: any coordinates near the rings, in `crs`; the same for all that are to have the same digits.
+
+    Returns:
+        float64 [R].
     """
     vertices, ring = rings
     if _is_on_earth(crs):
@@ -177,9 +181,12 @@ def perimeters(rings: Rings, owner: Ints, crs: pyproj.CRS | None) -> Doubles:
     """Lengths in m of all rings of each polygon: geodesics from vertex to vertex on the ellipsoid of `crs`.
 
     Args:
-        rings: of `geographic_rings`.
-        owner: number of the polygon that each ring is of, from 0.
+        rings: R of them, of `geographic_rings`.
+        owner: int64 [R], number of the polygon that each is of, from 0 to P - 1.
         crs: of the raster; lengths are planar where it is neither geographic nor projected.
+
+    Returns:
+        float64 [P].
     """
     vertices, ring = rings
     start = _edges(ring)
@@ -194,18 +201,17 @@ def _edges(ring: Ints) -> Ints:
 
 
 def rings_of(polygons: Polygons) -> tuple[Rings, Ints, NDArray[np.bool_]]:
-    """Rings of polygons, the number of the polygon that each is of, from 0, and whether it is its shell."""
+    """The R rings of polygons; of each the polygon's number, int64 [R], and whether it is its shell, bool [R]."""
     rings, owner = shapely.get_rings(polygons, return_index=True)
     vertices, ring = shapely.get_coordinates(rings, return_index=True)
     return Rings(vertices.T, ring), owner, np.diff(owner, prepend=-1) > 0
 
 
-def geographic_rings(rings: Rings, transform: Affine, crs: pyproj.CRS | None) -> Rings:
-    """Longitudes and latitudes, in degrees, of rings in pixels; coordinates where `crs` has no place on Earth."""
-    vertices = _to_coordinates(rings.vertices, transform)
-    if _is_on_earth(crs):
-        vertices = np.stack(to_geographic(crs).transform(*vertices))
-    return rings._replace(vertices=vertices)
+def geographic_rings(rings: Rings, crs: pyproj.CRS | None) -> Rings:
+    """Longitudes and latitudes of rings, in degrees; the same rings where `crs` is neither geographic nor projected."""
+    if not _is_on_earth(crs):
+        return rings
+    return rings._replace(vertices=np.stack(to_geographic(crs).transform(*rings.vertices)))
 
 
 def _some(rings: Rings, kept: NDArray[np.bool_]) -> Rings:
@@ -233,6 +239,8 @@ def _geod(crs: pyproj.CRS) -> pyproj.Geod:
     return crs.get_geod() or pyproj.Geod(ellps="WGS84")
 
 
-def _to_coordinates(vertices: Doubles, transform: Affine) -> Doubles:
-    x, y = vertices
-    return np.stack([transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f])
+def _placed(rings: Rings, transform: Affine) -> Rings:
+    """Rings in pixels as rings in coordinates."""
+    x, y = rings.vertices
+    a, b, c, d, e, f = transform[:6]
+    return rings._replace(vertices=np.stack([a * x + b * y + c, d * x + e * y + f]))

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock
 from qgis_iic.protocol.events import Emit, Progress, Warned
+
+_TOLD_EVERY = 20
+"""Steps between two lines of measures."""
+
+
+def tell_step(step: int, measures: str) -> None:
+    """A line on standard error, which QGIS shows, for one of some steps of a training."""
+    if step % _TOLD_EVERY == 0:
+        print(f"step {step}: {measures}", file=sys.stderr, flush=True)
 
 
 class RunProgress:

@@ -15,6 +15,8 @@ from lightning_fabric.plugins import MixedPrecision
 
 from qgis_iic.protocol.errors import JobInvalid, OutOfMemory
 
+CPU = torch.device("cpu")
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Names of glibc's malloc.h."""
 
@@ -61,11 +63,11 @@ def choose(accelerator: str = "auto") -> torch.device:
         JobInvalid: cuda is asked for, and nothing can be computed there; says why.
     """
     if accelerator == "cpu":
-        return torch.device("cpu")
+        return CPU
     problem = _problem_with_cuda()
     if accelerator == "cuda" and problem:
         raise JobInvalid(f"Training can't run on cuda: {problem}. Choose another accelerator, or see to the driver.")
-    return torch.device("cpu" if problem else "cuda")
+    return CPU if problem else torch.device("cuda")
 
 
 def _problem_with_cuda() -> str:

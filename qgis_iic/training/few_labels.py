@@ -22,6 +22,7 @@ from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import without_building_head
+from qgis_iic.training.devices import choose
 from qgis_iic.training.draws import label_units
 from qgis_iic.training.evaluation import confusion
 from qgis_iic.training.finetune import build_tuned_model, fine_tune, read_network
@@ -102,7 +103,7 @@ def _train(
     network = read_network(model, metadata)
     generator = np.random.default_rng(seed)
     blocks = [block for source in sources for block in read_blocks(source, metadata, generator)]
-    steps = fine_tune(network, blocks, metadata, minutes, from_scratch=from_scratch, seed=seed)
+    steps = fine_tune(network, blocks, metadata, minutes, from_scratch=from_scratch, seed=seed, device=choose())
     write_model(*build_tuned_model(network, model, metadata, sources), written)
     return steps
 

@@ -37,7 +37,7 @@ from torch.nn import functional
 from qgis_iic.protocol.errors import OutputExists, OutputNotWritable
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import with_building_head, without_building_head
-from qgis_iic.training.devices import choose, computes_in_bfloat16, gpu_memory, keep_freed_memory
+from qgis_iic.training.devices import CPU, computes_in_bfloat16, gpu_memory, keep_freed_memory
 from qgis_iic.training.graph_network import GraphNetwork, check_parity
 from qgis_iic.training.iic_loss import iic_loss, random_displacements
 from qgis_iic.training.imagery import Chips, ChipSampler
@@ -83,7 +83,7 @@ def fine_tune_file(
     report: Report = lambda step, measures: None,
     advance: Advance = ignore,
     folder: Path | None = None,
-    accelerator: str = "auto",
+    device: torch.device = CPU,
 ) -> ModelMetadata:
     """Writes a model that was trained on with labels: its probability decides, and its clusters are matched again.
 
@@ -95,16 +95,15 @@ def fine_tune_file(
         overwrite: whether `output` may be replaced, be it `model` itself.
         report: see `fine_tune`.
         advance, folder: see `build_tuned_model`.
-        accelerator: see `devices.choose`.
+        device: to train on, see `devices.choose`.
 
     Raises:
-        JobInvalid, OutputExists, OutputNotWritable: before anything is computed.
+        OutputExists, OutputNotWritable: before anything is computed.
         OutOfMemory: see `fine_tune`.
         LabelsInvalid: see `labels.read_labels` and `labelled_chips.LabelledSampler`.
         ModelInvalid: see `graph_network`.
     """
     _check_output(output, overwrite)
-    device = choose(accelerator)
     proto, original = read_model(model)
     plain, metadata = without_building_head(proto, original)
     generator = np.random.default_rng(0)
@@ -186,7 +185,7 @@ def fine_tune(
     from_scratch: bool = False,
     seed: int = 0,
     report: Report = lambda step, measures: None,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
 ) -> int:
     """Trains `network` in place; it is in evaluation mode and on the processor afterwards.
 
@@ -199,7 +198,7 @@ def fine_tune(
         seed: of chips, views and displacements.
         report: called after every step with its number, `loss`, `iou` (of the latest batches' labels) and
             `seconds_left`.
-        device: to train on; None for `devices.choose`'s.
+        device: to train on, see `devices.choose`.
 
     Returns:
         The number of steps.
@@ -209,7 +208,6 @@ def fine_tune(
     """
     keep_freed_memory()
     generator = np.random.default_rng(seed)
-    device = device or choose()
     views = _Views(metadata, generator, device)
     labelled = LabelledSampler(blocks)
     unlabelled = None if from_scratch else ChipSampler([block.scene for block in blocks], CHIP_SIZE, LEAST_USABLE)
@@ -260,6 +258,7 @@ class _Views:
         self._device = device
 
     def on_device(self, chips: Chips) -> Chips:
+        """What `plain` and `random` take."""
         return Chips(*(planes.to(self._device) for planes in chips))
 
     def plain(self, chips: Chips) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.pipeline import warnings_of
-from qgis_iic.engine.progress import RunProgress
+from qgis_iic.engine.progress import RunProgress, tell_step
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import ModelNotMatched
@@ -20,8 +20,8 @@ from qgis_iic.training.matching import match
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.regions import READINGS, Advance, RegionSource, in_blocks, labelled_plan
 
-TOLD_EVERY = 20
-"""Steps between two lines of measures."""
+if TYPE_CHECKING:
+    import torch  # matching does without
 
 
 def run(job: LabelledJob, emit: Emit, cancellation: Cancellation) -> Result:
@@ -55,7 +55,8 @@ def run(job: LabelledJob, emit: Emit, cancellation: Cancellation) -> Result:
                 warnings |= dict.fromkeys(warnings_of(made, metadata))
                 tiles += made.tiles
         if isinstance(job, FineTuneJob):
-            emit(Started(_device(), job.model, _seconds(job)))
+            device = _device()
+            emit(Started(str(device), job.model, _seconds(job)))
         else:
             emit(Started(Session(model).provider, job.model, tiles))
         for warning in warnings:
@@ -67,7 +68,7 @@ def run(job: LabelledJob, emit: Emit, cancellation: Cancellation) -> Result:
             if isinstance(job, MatchJob):
                 figures = _match(job, staged, advance)
             elif isinstance(job, FineTuneJob):
-                figures = _fine_tune(job, staged, emit, cancellation)
+                figures = _fine_tune(job, device, staged, emit, cancellation)
             else:
                 figures = _evaluate(job, blocks, staged, advance)
         cancellation.check()
@@ -101,21 +102,21 @@ def _match(job: MatchJob, output: Path, advance: Advance) -> dict[str, float]:
     return {name: decisive[name] for name in ("iou", "accuracy")}
 
 
-def _device() -> str:
+def _device() -> torch.device:
     from qgis_iic.training.devices import choose
 
-    return str(choose())
+    return choose()
 
 
-def _fine_tune(job: FineTuneJob, output: Path, emit: Emit, cancellation: Cancellation) -> dict[str, float]:
+def _fine_tune(
+    job: FineTuneJob, device: torch.device, output: Path, emit: Emit, cancellation: Cancellation
+) -> dict[str, float]:
     """IoU and accuracy of the building head on the labels that it has learnt."""
     from qgis_iic.training.finetune import fine_tune_file
 
     def report(step: int, measures: dict[str, float]) -> None:
         cancellation.check()
-        if step % TOLD_EVERY == 0:
-            line = f"step {step}: loss {measures['loss']:.3f}, IoU {measures['iou']:.3f}"
-            print(line, file=sys.stderr, flush=True)
+        tell_step(step, f"loss {measures['loss']:.3f}, IoU {measures['iou']:.3f}")
         left = measures["seconds_left"]
         emit(Progress(job.source.path, _seconds(job) - round(left), _seconds(job), left))
 
@@ -127,6 +128,7 @@ def _fine_tune(job: FineTuneJob, output: Path, emit: Emit, cancellation: Cancell
         report=report,
         advance=lambda _: cancellation.check(),
         folder=output.parent,
+        device=device,
     )
     return {name: tuned.matching["head"][name] for name in ("iou", "accuracy")}
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, PROBABILITY_OUTPUT, ModelMetadata
 from qgis_iic.training.baselines import network_image
 from qgis_iic.training.building_head import with_building_head
+from qgis_iic.training.devices import choose
 from qgis_iic.training.draws import draw_each
 from qgis_iic.training.finetune import fine_tune, read_network
 from qgis_iic.training.labelled_chips import make_block
@@ -56,7 +57,7 @@ class SupervisedNetwork:
             for region, plane in zip(regions, labels, strict=True)
         ]
         network = read_network(model, metadata)
-        fine_tune(network, blocks, metadata, math.inf, steps, from_scratch=True, seed=seed)
+        fine_tune(network, blocks, metadata, math.inf, steps, from_scratch=True, seed=seed, device=choose())
         self._model, self._metadata = with_building_head(network.written_into(model), metadata, network.building_head())
 
     def predict(self, region: Region) -> NDArray[np.bool_]:

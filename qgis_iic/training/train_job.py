@@ -9,7 +9,7 @@ from pathlib import Path
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
-from qgis_iic.engine.progress import RunProgress
+from qgis_iic.engine.progress import RunProgress, tell_step
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.tiling import Window, clip
 from qgis_iic.protocol.errors import JobInvalid
@@ -19,9 +19,6 @@ from qgis_iic.training.config import ImagerySource, TrainingConfig, read_toml
 from qgis_iic.training.devices import start
 from qgis_iic.training.export import export
 from qgis_iic.training.train import train
-
-TOLD_EVERY = 20
-"""Steps between two lines of measures."""
 
 
 def run(job: TrainJob, emit: Emit, cancellation: Cancellation) -> Result:
@@ -48,10 +45,8 @@ def run(job: TrainJob, emit: Emit, cancellation: Cancellation) -> Result:
         advance = progress.of(job.output)
 
         def report(step: int, measures: dict[str, float]) -> None:
-            if step % TOLD_EVERY == 0:
-                perplexity = config.network.clusters ** measures["clusters_entropy"]
-                line = f"step {step}: loss {measures['loss']:.3f}, perplexity of the clusters {perplexity:.1f}"
-                print(line, file=sys.stderr, flush=True)
+            perplexity = config.network.clusters ** measures["clusters_entropy"]
+            tell_step(step, f"loss {measures['loss']:.3f}, perplexity of the clusters {perplexity:.1f}")
             advance(1)
 
         def reading(path: str) -> None:

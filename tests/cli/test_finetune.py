@@ -3,9 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from qgis_iic.cli.main import main
+from qgis_iic.protocol.errors import JobInvalid
 from qgis_iic.training.config import load_config
 from qgis_iic.training.export import export
 from qgis_iic.training.model_file import read_model
@@ -37,6 +39,14 @@ def test_finetune(folder: Path, tmp_path: Path) -> None:
     assert "its probability decides" in told
     assert "IoU" in told
     assert read_model(output)[1].decision == "probability"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_missing_is_an_error(folder: Path, tmp_path: Path) -> None:
+    status, told = invoke(folder, "finetune", tmp_path / "tuned.onnx", "--accelerator", "cuda")
+    assert status == JobInvalid.exit_status
+    assert "no CUDA device" in told
+    assert not (tmp_path / "tuned.onnx").exists()
 
 
 def test_the_output_is_never_replaced_unasked(folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qgis_iic.protocol.errors import Cancelled, JobInvalid, SourceNotFound
+from qgis_iic.protocol.errors import Cancelled, EngineNotStarted, JobInvalid, SourceNotFound
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, decode
 from qgis_iic.protocol.job import Job, Source
 from tests.onnx_models import brightness_model, random_model
@@ -38,6 +38,13 @@ def finish(process: subprocess.Popen[str]) -> tuple[list[Event], str]:
     errors = process.stderr.read()
     process.wait()
     return events, errors
+
+
+def run_program(program: str) -> subprocess.CompletedProcess[str]:
+    """Of Python, in a process whose standard input is empty."""
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
 
 
 def write_job(folder: Path, **changes: object) -> Path:
@@ -139,11 +146,10 @@ def test_a_missing_library_comes_with_all_others_of_the_task(task: str, needs_to
         "def work(*arguments):\n    raise ModuleNotFoundError('No module named x')\n"
         f"sys.exit(main([{str(tmp_path / 'job.json')!r}], work))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-    )
+    done = run_program(program)
     (event,) = map(decode, done.stdout.splitlines())
     assert isinstance(event, Failed)
+    assert done.returncode == EngineNotStarted.exit_status
     assert "onnxruntime" in event.message
     assert ("torch>=2.4" in event.message) == needs_torch
 
@@ -154,8 +160,7 @@ def test_prints_of_libraries_do_not_get_among_the_events(folder: Path) -> None:
         "def noisy(*arguments):\n    print('noise'); os.write(1, b'more noise'); return run(*arguments)\n"
         f"from qgis_iic.engine.service import main; sys.exit(main([{str(write_job(folder))!r}], noisy))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
-    )
+    done = run_program(program)
+    assert done.returncode == 0
     assert isinstance([decode(line) for line in done.stdout.splitlines()][-1], Result)
     assert "more noise" in done.stderr

@@ -1,0 +1,109 @@
+"""What benchmarks/inference.py measures on where nothing of the kind is at hand: networks and rasters made here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import rasterio
+from onnx import TensorProto, helper, numpy_helper
+
+from qgis_iic.engine.session import sibling
+from qgis_iic.protocol.model_metadata import IMAGE_INPUT, OUTPUTS
+
+
+def write_full(path: Path, recipe: Path, model: Path) -> None:
+    """The published network at its full width, with random weights, and its siblings; int8 is calibrated on noise.
+
+    Args:
+        path: of the file to write.
+        recipe: of a network of that width, with other heads.
+        model: whose metadata it takes otherwise.
+    """
+    import torch
+
+    from qgis_iic.training.checkpoint import build_network
+    from qgis_iic.training.config import load_config
+    from qgis_iic.training.export import build_model
+    from qgis_iic.training.model_file import read_model, write_model
+    from qgis_iic.training.precisions import to_fp16, to_int8
+
+    config = load_config(recipe)
+    shape = replace(config.network, multi_layer=False)  # the published heads see the last layer alone
+    config = replace(config, network=shape)
+    _, metadata = read_model(model)
+    torch.manual_seed(0)
+    metadata = replace(
+        metadata,
+        clusters=shape.clusters,
+        classes=shape.classes,
+        halo=shape.halo,
+        decision="clusters",
+        building_clusters=tuple(range(shape.clusters // 4)),
+        training={"config": config.to_record()},  # the memory of a tile follows from the width
+    )
+    made = build_model(build_network(config).eval(), (metadata.mean, metadata.std))
+    write_model(made, metadata, path)
+    noise = np.random.default_rng(0).integers(0, 256, (3, 128, 128)).astype(np.float32)
+    for precision, copy in (("int8", to_int8(made, [noise])), ("fp16", to_fp16(made))):
+        facts = replace(metadata, precision={"kind": precision, "of_weights_sha256": metadata.weights_sha256})
+        write_model(copy, facts, sibling(path, precision))
+
+
+def write_stub(path: Path, model: Path) -> None:
+    """What costs next to nothing in place of a network, with the metadata of `model`: bright ground is a building."""
+    from qgis_iic.training.model_file import read_model
+
+    _, metadata = read_model(model)
+    metadata = replace(metadata, decision="probability", building_clusters=None)
+    constants = {
+        "weight": np.full((1, 3, 1, 1), 1 / 3, np.float32),
+        "axis": np.array([1], np.int64),
+        "zero": np.array(0, np.float32),
+        "most": np.array(254, np.float32),
+        "clusters": np.array(64, np.uint8),
+    }
+    cluster, main_class, probability = OUTPUTS
+    nodes = [
+        helper.make_node("Conv", [IMAGE_INPUT, "weight"], ["grey"], kernel_shape=[1, 1]),
+        helper.make_node("AveragePool", ["grey"], ["smooth"], kernel_shape=[5, 5], pads=[2] * 4),
+        helper.make_node("Squeeze", ["smooth", "axis"], ["plane"]),
+        helper.make_node("Clip", ["plane", "zero", "most"], ["clipped"]),
+        helper.make_node("Cast", ["clipped"], [probability], to=TensorProto.UINT8),
+        helper.make_node("Div", [probability, "clusters"], [cluster]),
+        helper.make_node("Identity", [cluster], [main_class]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "stub",
+        [helper.make_tensor_value_info(IMAGE_INPUT, TensorProto.FLOAT, ["N", 3, "H", "W"])],
+        [helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", "H", "W"]) for name in OUTPUTS],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(made, metadata.to_properties())
+    onnx.save(made, path)
+
+
+def write_virtual(path: Path, side: int, scene: Path) -> None:
+    """A virtual raster of `side` x `side` pixels of 0.3 m that repeats the scene's own pixels, without copying any."""
+    with rasterio.open(scene) as dataset:
+        width, height = dataset.width, dataset.height
+    bands = ""
+    for band, colour in enumerate(("Red", "Green", "Blue"), start=1):
+        bands += f'<VRTRasterBand dataType="Byte" band="{band}"><ColorInterp>{colour}</ColorInterp>'
+        for row in range(0, side, height):
+            for col in range(0, side, width):
+                size = f'xSize="{min(width, side - col)}" ySize="{min(height, side - row)}"'
+                bands += (
+                    f'<SimpleSource><SourceFilename relativeToVRT="0">{scene}</SourceFilename>'
+                    f"<SourceBand>{band}</SourceBand>"
+                    f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="{col}" yOff="{row}" {size}/></SimpleSource>'
+                )
+        bands += "</VRTRasterBand>"
+    path.write_text(
+        f'<VRTDataset rasterXSize="{side}" rasterYSize="{side}"><SRS>EPSG:32645</SRS>'
+        f"<GeoTransform>300000, 0.3, 0, 3000000, 0, -0.3</GeoTransform>{bands}</VRTDataset>"
+    )
