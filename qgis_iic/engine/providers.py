@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,12 +45,16 @@ _SOURCES = {
     "coreml": "the package onnxruntime, on macOS",
     "openvino": "the package onnxruntime-openvino",
 }
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "tensorrt": {"trt_fp16_enable": True},
+_OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "tensorrt": [{"trt_fp16_enable": True}],
     # By default all algorithms are tried out whenever a batch has another size than the one before, as at the end of
     # each row of tiles: that takes several times as long as the network, and finds none faster than cuDNN's own choice.
-    "cuda": {"cudnn_conv_algo_search": "HEURISTIC"},
+    "cuda": [{"cudnn_conv_algo_search": "HEURISTIC"}],
+    # By default it takes the processor even beside a GPU, and with AUTO it binds and leaves all nodes to ONNX Runtime.
+    "openvino": [{"device_type": "GPU"}, {"device_type": "CPU"}],
 }
+"""Of a provider; where there are several, the first that bind count."""
+
 
 _NOT_A_MODEL = (runtime_errors.InvalidProtobuf, runtime_errors.InvalidGraph, runtime_errors.NoModel)
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -84,10 +88,19 @@ def bind(model: Path | bytes, provider: str) -> onnxruntime.InferenceSession:
         ProviderUnavailable: it did not bind, for the reason given.
         ModelInvalid: not a model that ONNX Runtime can run.
     """
+    *preferred, last = _OPTIONS.get(provider, [{}])
+    for provider_options in preferred:
+        with suppress(ProviderUnavailable):
+            return _bind(model, provider, provider_options)
+    return _bind(model, provider, last)
+
+
+def _bind(model: Path | bytes, provider: str, provider_options: dict[str, Any]) -> onnxruntime.InferenceSession:
+    """See `bind`."""
     name = NAMES[provider]
-    providers: list[Any] = [(name, _OPTIONS.get(provider, {}))]
+    providers: list[Any] = [(name, provider_options)]
     if provider == "tensorrt":
-        providers.append((NAMES["cuda"], _OPTIONS["cuda"]))  # for what TensorRT does not know
+        providers.append((NAMES["cuda"], _OPTIONS["cuda"][0]))  # for what TensorRT does not know
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # With it, a block for all tensors is planned on top of what the first run took: on a CPU nearly twice the memory

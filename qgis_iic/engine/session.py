@@ -101,7 +101,7 @@ class Session:
             building probability is then 0 everywhere, unless the graph has a building head.
         decision: the model's own, or `clusters` where the caller names some. The probability stays that of the
             building head where there is one.
-        on_cpu: whether that is the processor.
+        on_cpu: whether that is the processor, or may be: OpenVINO does not say, and most of its GPUs share its memory.
         batch_size: tiles that are best run together.
 
     Raises:
@@ -132,7 +132,7 @@ class Session:
         self._mapping = self._mapping_feed()
         self._run_options = onnxruntime.RunOptions()
         self._cancelled = False
-        self.on_cpu = bound.provider == "cpu"
+        self.on_cpu = bound.provider in ("cpu", "openvino")
         side = tile_size or self.metadata.tile_size
         self.batch_size = 1 if self.on_cpu else _gpu_batch(bytes_per_pixel(self.metadata) * side**2)
 

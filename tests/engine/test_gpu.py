@@ -74,7 +74,7 @@ def test_the_layer_is_that_of_the_cpu(scene: Path, model: Path, tmp_path: Path) 
 def test_a_batch_that_the_gpu_can_not_hold_is_halved(scene: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = tiles_of(scene, model, 8)
     whole = Session(model, "cuda").run(tiles)
-    monkeypatch.setitem(providers._OPTIONS["cuda"], "gpu_mem_limit", str(10**9))
+    monkeypatch.setitem(providers._OPTIONS["cuda"][0], "gpu_mem_limit", str(10**9))
     session = Session(model, "cuda")
     session.batch_size = 8
     answer = session.run(tiles)

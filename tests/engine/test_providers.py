@@ -116,6 +116,42 @@ def test_auto_takes_the_fastest_that_binds(tmp_path: Path, monkeypatch: pytest.M
     assert Session(tmp_path / "m.onnx", "auto").provider == "OpenVINOExecutionProvider"
 
 
+def test_openvino_takes_a_gpu_or_else_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    brightness_model(tmp_path / "m.onnx")
+    offer(monkeypatch, "openvino", "cpu")
+    load = onnxruntime.InferenceSession
+    devices = {"CPU"}
+    asked = []
+
+    class OnOpenVINO:
+        def __init__(self, session: onnxruntime.InferenceSession) -> None:
+            self._session = session
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._session, name)
+
+        def get_providers(self) -> list[str]:
+            return ["OpenVINOExecutionProvider", "CPUExecutionProvider"]
+
+    def begin(model: object, options: object, providers: list[tuple[str, dict[str, str]]], **facts: object) -> object:
+        """As ONNX Runtime does it: goes on with the CPU where OpenVINO has no such device."""
+        session = load(model, options, **facts)
+        asked.append(providers[0][1]["device_type"])
+        return OnOpenVINO(session) if asked[-1] in devices else session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", begin)
+    session = Session(tmp_path / "m.onnx", "openvino")
+    assert asked == ["GPU", "CPU"]
+    assert session.provider == "OpenVINOExecutionProvider"
+    assert (session.on_cpu, session.batch_size) == (True, 1)
+    devices.add("GPU")
+    Session(tmp_path / "m.onnx", "openvino")
+    assert asked[2:] == ["GPU"]
+    devices.clear()
+    with pytest.raises(ProviderUnavailable, match="OpenVINOExecutionProvider, but it does not bind here"):
+        Session(tmp_path / "m.onnx", "openvino")
+
+
 def test_a_provider_that_fails_while_it_loads_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     brightness_model(tmp_path / "m.onnx")
     offer(monkeypatch, "cuda", "cpu")
