@@ -90,6 +90,7 @@ def run_benchmark(
     figures = {
         "draws": asdict(protocol.draws),
         "note": protocol.note,
+        "protocol": protocol.file,
         "supervised_steps": supervised_steps,
         "settings": settings,
     }

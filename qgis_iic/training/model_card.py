@@ -219,30 +219,31 @@ def _regenerate(metadata: ModelMetadata, file_name: str, copies: Sequence[Copy])
     stem = file_name.removesuffix(".onnx")
     model, card = f"models/{file_name}", f"--card models/{stem}.md"
     export = f"iic export runs/{stem} --output {model}"
+    places = f"--places models/{metadata.metrics.get('protocol') or 'places.toml'}"
     trained = metadata.training.get("precision", "32-true")
     precision = "" if trained == "32-true" else f" --precision {trained}"
     commands = [f"iic train models/{metadata.name}.toml --output runs/{stem}{precision}"]
     commands.append(export if metadata.metrics else f"{export} {card}")
     if metadata.building_clusters is not None:
-        commands.append(f"iic match {model} {_how_matched(metadata)} --output {model}")
+        commands.append(f"iic match {model} {_how_matched(metadata, places)} --output {model}")
     if metadata.metrics:
         steps = metadata.metrics.get("supervised_steps")
         supervised = f" --supervised {steps}" if steps else ""
-        commands.append(f"iic evaluate {model} --places models/places.toml{supervised} --record {card}")
+        commands.append(f"iic evaluate {model} {places}{supervised} --record {card}")
     for copy in copies:
         kind, grounds = copy.precision["kind"], copy.precision["places"]
-        where = "--places models/places.toml " if any("iou" in ground for ground in grounds) else ""
+        where = f"{places} " if any("iou" in ground for ground in grounds) else ""
         where += " ".join(f"--imagery DATA/{ground['name']}" for ground in grounds if "iou" not in ground)
         commands.append(f"iic quantise {model} --precision {kind} {where.strip()} {card}")
     return "\n".join(["## How to make it again", "", "```sh", *commands, "```"])
 
 
-def _how_matched(metadata: ModelMetadata) -> str:
+def _how_matched(metadata: ModelMetadata, places: str) -> str:
     objective = metadata.matching.get("objective", "iou")
     if objective == MANUAL:
         return f"--building {','.join(map(str, metadata.building_clusters or ()))}"
     probe = metadata.matching.get("head", {}).get("kind") == "probe"
-    return f"--places models/places.toml --objective {objective}{' --head probe' if probe else ''}"
+    return f"{places} --objective {objective}{' --head probe' if probe else ''}"
 
 
 def _duration(seconds: float) -> str:

@@ -46,12 +46,14 @@ class Protocol:
         cross: name of the place that all others are also scored with, matched on its ground alone.
         draws: of tiles to match on.
         note: what a reader of the figures should know of these places.
+        file: name of the file that it was read from, empty where there is none.
     """
 
     places: tuple[Place, ...]
     cross: str
     draws: Draws
     note: str = ""
+    file: str = ""
 
     def settings(self) -> Iterator[tuple[str, Place, Place]]:
         """Name, place to match on, place to score on."""
@@ -69,7 +71,8 @@ def load_protocol(path: Path, data: Path | None = None) -> Protocol:
 
     Args:
         path: TOML file with `data`, `cross`, `note`, a table [draws] and tables [[place]] with arrays `match` and
-            `score` of {imagery, labels, area, window}; paths are below `data`, which is relative to the file.
+            `score` of {imagery, labels, area, bands, window}; paths are below `data`, which is relative to the file, or
+            with a leading "./" beside the file.
         data: folder of imagery and labels instead of the file's own.
 
     Raises:
@@ -84,30 +87,36 @@ def load_protocol(path: Path, data: Path | None = None) -> Protocol:
         raise JobInvalid(f"{path} can't be read as a TOML file: {error}.") from error
     try:
         folder = (data or path.parent / record["data"]).resolve()
-        places = tuple(_place(place, folder) for place in record["place"])
+        places = tuple(_place(place, folder, path.parent.resolve()) for place in record["place"])
         cross = record.get("cross", "")
         if cross not in {"", *(place.name for place in places)}:
             raise JobInvalid(f"The protocol {path} names no place {cross}.")
-        return Protocol(places, cross, Draws(**record.get("draws", {})), str(record.get("note", "")))
+        return Protocol(places, cross, Draws(**record.get("draws", {})), str(record.get("note", "")), path.name)
     except (KeyError, TypeError, ValueError) as error:
         raise JobInvalid(f"The protocol {path} has a missing, unknown or ill-typed entry: {error}.") from error
 
 
-def _place(record: dict[str, Any], folder: Path) -> Place:
+def _place(record: dict[str, Any], data: Path, beside: Path) -> Place:
     return Place(
         record["name"],
-        tuple(_region(region, folder) for region in record["match"]),
-        tuple(_region(region, folder) for region in record["score"]),
+        tuple(_region(region, data, beside) for region in record["match"]),
+        tuple(_region(region, data, beside) for region in record["score"]),
     )
 
 
-def _region(record: dict[str, Any], folder: Path) -> RegionSource:
-    unknown = record.keys() - {"imagery", "labels", "area", "window"}
+def _region(record: dict[str, Any], data: Path, beside: Path) -> RegionSource:
+    unknown = record.keys() - {"imagery", "labels", "area", "bands", "window"}
     if unknown:
         raise ValueError(f"unknown {', '.join(sorted(unknown))}")
+    files = {
+        name: (beside if str(record[name]).startswith("./") else data) / record[name]
+        for name in ("imagery", "labels", "area")
+        if name in record
+    }
     return RegionSource(
-        imagery=folder / record["imagery"],
-        labels=folder / record["labels"],
-        area=folder / record["area"] if "area" in record else None,
+        imagery=files["imagery"],
+        labels=files["labels"],
+        area=files.get("area"),
         window=Window(*record["window"]) if "window" in record else None,
+        bands=tuple(record["bands"]) if "bands" in record else None,
     )

@@ -60,6 +60,15 @@ def test_a_protocol_is_read_with_paths_relative_to_it(places: Path, tmp_path: Pa
     assert load_protocol(places, Path("/other")).places[0].match[0].imagery == Path("/other/scene.tif")
 
 
+def test_labels_may_lie_beside_the_protocol_and_bands_be_named(places: Path, tmp_path: Path) -> None:
+    text = PLACES.replace('labels = "labels.tif"', 'labels = "./drawn/footprints.geojson", bands = [3, 2, 1]')
+    places.write_text(text, encoding="utf-8")
+    source = load_protocol(places, Path("/other")).places[0].match[0]
+    assert source.imagery == Path("/other/scene.tif")
+    assert source.labels == tmp_path / "drawn" / "footprints.geojson"
+    assert source.bands == (3, 2, 1)
+
+
 @pytest.mark.parametrize(
     ("line", "replacement"),
     [
@@ -70,6 +79,8 @@ def test_a_protocol_is_read_with_paths_relative_to_it(places: Path, tmp_path: Pa
         ("[0, 0, 64, 160]", "[0, 0, 64, 0]"),
         ('labels = "labels.tif", window = [0, 0, 64, 64]', 'masks = "labels.tif"'),
         ("[draws]", "[draws"),
+        ('labels = "labels.tif"', "labels = 5"),
+        ('labels = "labels.tif"', 'labels = "labels.tif", bands = 5'),
     ],
 )
 def test_what_is_wrong_in_a_protocol_is_named(places: Path, line: str, replacement: str) -> None:
@@ -85,9 +96,18 @@ def test_a_missing_protocol_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
-def test_the_protocol_in_the_repository_names_files_that_exist(project_folder: Path, data_folder: Path) -> None:
-    protocol = load_protocol(project_folder / "models" / "places.toml", data_folder)
-    assert {place.name for place in protocol.places} == {"Banepa", "Zanzibar", "Philippines", "Rio"}
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("places.toml", {"Banepa", "Zanzibar", "Philippines", "Rio"}),
+        ("places_rgbn.toml", {"Las Vegas", "Rotterdam"}),
+    ],
+)
+def test_the_protocols_in_the_repository_name_files_that_exist(
+    project_folder: Path, data_folder: Path, name: str, names: set[str]
+) -> None:
+    protocol = load_protocol(project_folder / "models" / name, data_folder)
+    assert {place.name for place in protocol.places} == names
     for place in protocol.places:
         for source in (*place.match, *place.score):
             assert source.imagery.is_file()
@@ -108,7 +128,7 @@ def test_settings_are_chosen_on_ground_that_is_matched_on(project_folder: Path, 
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize("name", ["places.toml", "settings.toml"])
+@pytest.mark.parametrize("name", ["places.toml", "places_rgbn.toml", "settings.toml"])
 def test_nothing_is_scored_that_was_matched_on(project_folder: Path, data_folder: Path, name: str) -> None:
     for place in load_protocol(project_folder / "models" / name, data_folder).places:
         matched = box_union(place.match)
@@ -155,6 +175,10 @@ def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) ->
 
     assert told.count("supervised network, all labels") == 2  # the cross setting has the networks of its origin
     assert all({"supervised network", "supervised network, all labels"} <= found for found in methods)
+
+    elsewhere = model_card(replace(matched, metrics=figures | {"protocol": "others.toml"}), model.name)
+    assert "iic match models/tiny.onnx --places models/others.toml" in elsewhere
+    assert "iic evaluate models/tiny.onnx --places models/others.toml" in elsewhere
 
     card = model_card(replace(matched, metrics=figures), model.name)
     assert card.startswith("# tiny\n")
