@@ -178,7 +178,10 @@ def ring_areas(rings: Rings, crs: pyproj.CRS | None, about: Point) -> Doubles:
 
 
 def perimeters(rings: Rings, owner: Ints, crs: pyproj.CRS | None) -> Doubles:
-    """Lengths in m of all rings of each polygon: geodesics from vertex to vertex on the ellipsoid of `crs`.
+    """Lengths in m of all rings of each polygon: straight lines between vertices on the ellipsoid of `crs`.
+
+    Geodesics take twice as long; they are longer by a ten-thousand-millionth where a side has 300 m, and by a millionth
+    where it has 30 km.
 
     Args:
         rings: R of them, of `geographic_rings`.
@@ -189,10 +192,11 @@ def perimeters(rings: Rings, owner: Ints, crs: pyproj.CRS | None) -> Doubles:
         float64 [P].
     """
     vertices, ring = rings
+    if _is_on_earth(crs):
+        vertices = np.stack(_to_geocentric(_geod(crs)).transform(*vertices, np.zeros_like(ring, np.float64)))
     start = _edges(ring)
-    ends = vertices[:, start], vertices[:, start + 1]
-    lengths = _geod(crs).inv(*ends[0], *ends[1])[2] if _is_on_earth(crs) else np.hypot(*(ends[1] - ends[0]))
-    return _sums(owner[ring[start]], lengths)
+    sides = vertices[:, start + 1] - vertices[:, start]
+    return _sums(owner[ring[start]], np.sqrt((sides**2).sum(axis=0)))
 
 
 def _edges(ring: Ints) -> Ints:
@@ -237,6 +241,12 @@ def _is_on_earth(crs: pyproj.CRS | None) -> TypeGuard[pyproj.CRS]:
 
 def _geod(crs: pyproj.CRS) -> pyproj.Geod:
     return crs.get_geod() or pyproj.Geod(ellps="WGS84")
+
+
+def _to_geocentric(geod: pyproj.Geod) -> pyproj.Transformer:
+    """From longitude and latitude in degrees, and height in m, to x, y and z from the centre of the ellipsoid, in m."""
+    to_radians = "+step +proj=unitconvert +xy_in=deg +xy_out=rad"
+    return pyproj.Transformer.from_pipeline(f"+proj=pipeline {to_radians} +step +proj=cart +a={geod.a} +b={geod.b}")
 
 
 def _placed(rings: Rings, transform: Affine) -> Rings:
