@@ -193,7 +193,8 @@ def perimeters(rings: Rings, owner: Ints, crs: pyproj.CRS | None) -> Doubles:
     """
     vertices, ring = rings
     if _is_on_earth(crs):
-        vertices = np.stack(_to_geocentric(_geod(crs)).transform(*vertices, np.zeros_like(ring, np.float64)))
+        height = np.zeros(len(ring))
+        vertices = np.stack(_to_geocentric(_geod(crs)).transform(vertices[0], vertices[1], height))
     start = _edges(ring)
     sides = vertices[:, start + 1] - vertices[:, start]
     return _sums(owner[ring[start]], np.sqrt((sides**2).sum(axis=0)))

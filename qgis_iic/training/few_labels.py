@@ -17,6 +17,7 @@ import onnx
 import pyproj
 import rasterio
 from affine import Affine
+from scipy import ndimage
 
 from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.errors import LabelsInvalid
@@ -27,7 +28,7 @@ from qgis_iic.training.draws import label_units
 from qgis_iic.training.evaluation import confusion
 from qgis_iic.training.finetune import build_tuned_model, fine_tune, read_network
 from qgis_iic.training.labelled_chips import read_blocks
-from qgis_iic.training.labels import UNLABELLED, Labels
+from qgis_iic.training.labels import BUILDING, UNLABELLED, Labels
 from qgis_iic.training.matching import check_labels
 from qgis_iic.training.model_file import read_model, write_model
 from qgis_iic.training.places import Draws, Place
@@ -37,6 +38,9 @@ from qgis_iic.training.regions import RegionReader, RegionSource, labelled_plan
 SHARES = (0.01, 0.05, 0.1, 1.0)
 TILES = 50
 TILE_SIZE = 64
+FOOTPRINTS, AROUND = 20, 3.0
+"""Buildings, with the ground up to so many metres around them: what somebody draws who picks them from all over."""
+TUNED, SCRATCH = "fine-tuned", "from scratch"
 MEASURES = {"accuracy": "accuracy", "building_iou": "building IoU", "building_f1": "F1"}
 
 Tell = Callable[[str], None]
@@ -84,7 +88,7 @@ def compare_learners(
             tell(f"{name}: probe")
             match_with_probe(model, sources, "iou", written)
             yield Outcome(name, share, "linear probe, frozen trunk", 0, score(written, place.score))
-            for learner, from_scratch in (("fine-tuned", False), ("from scratch", True)):
+            for learner, from_scratch in ((TUNED, False), (SCRATCH, True)):
                 tell(f"{name}: {learner}")
                 steps = _train(plain, metadata, sources, minutes, from_scratch, seed, written)
                 yield Outcome(name, share, learner, steps, score(written, place.score))
@@ -120,22 +124,37 @@ def score(model: Path, sources: Sequence[RegionSource]) -> dict[str, float]:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The rows as Markdown; those of several draws as one, with mean and standard deviation of the measures."""
+    """The rows as Markdown; those of several draws as one, with mean and standard deviation of the measures.
+
+    Several draws also have a row of what fine-tuning reaches beyond the network from scratch, draw by draw.
+    """
     heading = ["labels", "share of the pixels", "learner", "steps", *MEASURES.values()]
     draws: dict[tuple[str, str], list[Outcome]] = {}
     for each in outcomes:
         draws.setdefault((each.labels, each.learner), []).append(each)
-    rows = [
-        [
-            labels,
-            f"{100 * np.mean([each.share for each in drawn]):.1f} %",
-            learner,
-            f"{np.mean([each.steps for each in drawn]):.0f}" if drawn[0].steps else "",
-            *(_mean([each.measures[name] for each in drawn]) for name in MEASURES),
-        ]
-        for (labels, learner), drawn in draws.items()
+    lines = [heading, ["---"] * len(heading)]
+    for (labels, learner), drawn in draws.items():
+        lines.append(_line(drawn))
+        tuned = draws.get((labels, TUNED), [])
+        if learner == SCRATCH and len(drawn) == len(tuned) > 1:
+            lines.append(_line([_difference(*pair) for pair in zip(tuned, drawn, strict=True)]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _line(drawn: Sequence[Outcome]) -> list[str]:
+    steps = np.mean([each.steps for each in drawn])
+    return [
+        drawn[0].labels,
+        f"{100 * np.mean([each.share for each in drawn]):.1f} %",
+        drawn[0].learner,
+        f"{steps:.0f}" if steps else "",
+        *(_mean([each.measures[name] for each in drawn]) for name in MEASURES),
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (heading, ["---"] * len(heading), *rows))
+
+
+def _difference(tuned: Outcome, scratch: Outcome) -> Outcome:
+    measures = {name: tuned.measures[name] - scratch.measures[name] for name in MEASURES}
+    return Outcome(tuned.labels, tuned.share, f"{TUNED} less {SCRATCH}", 0, measures)
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -155,10 +174,15 @@ def _drawn(
     units = label_units(planes, TILE_SIZE)
     if units is None:
         raise LabelsInvalid(f"The regions to fit on hold no labelled tile of {TILE_SIZE} pixels.")
-    counts = {f"{100 * share:g} %": max(1, round(share * units.count)) for share in SHARES}
-    parts = {**counts, f"{TILES} {units.kind}": TILES}
-    for name, count in ((name, count) for name, count in parts.items() if only in name):
-        drawn = planes if count >= units.count else units.draw(planes, Draws(tiles=count), seed)
+    counts = {f"{100 * share:g} %": max(1, round(share * units.count)) for share in SHARES} | {
+        f"{TILES} {units.kind}": TILES,
+        f"{FOOTPRINTS} footprints": FOOTPRINTS,
+    }
+    for name, count in ((name, count) for name, count in counts.items() if only in name):
+        if name.endswith("footprints"):
+            drawn = around_buildings(planes, count, AROUND / metadata.gsd, seed)
+        else:
+            drawn = planes if count >= units.count else units.draw(planes, Draws(tiles=count), seed)
         check_labels(drawn, f"{name}, drawn")
         drawn_sources = []
         for index, (source, plane) in enumerate(zip(sources, drawn, strict=True)):
@@ -166,6 +190,26 @@ def _drawn(
             _write_labels(part.labels, plane, transforms[index], systems[index])
             drawn_sources.append(part)
         yield name, _known(drawn) / _known(planes), drawn_sources
+
+
+def around_buildings(planes: Sequence[Labels], count: int, reach: float, seed: int) -> list[Labels]:
+    """The labels of some random buildings, or of all if there are fewer, and up to `reach` pixels around them.
+
+    Buildings that touch are one.
+    """
+    numbers, first = [], 0
+    for plane in planes:
+        pieces, found = ndimage.label(plane == BUILDING)
+        numbers.append(np.where(pieces > 0, pieces + first, 0))
+        first += found
+    drawn = np.zeros(first + 1, np.bool_)
+    drawn[1 + np.random.default_rng(seed).permutation(first)[:count]] = True
+    found = []
+    for plane, number in zip(planes, numbers, strict=True):
+        chosen = drawn[number]
+        near = ndimage.distance_transform_edt(~chosen) <= reach if chosen.any() else chosen
+        found.append(np.where(near, plane, UNLABELLED).astype(np.uint8))
+    return found
 
 
 def _known(planes: Sequence[Labels]) -> int:

@@ -11,6 +11,7 @@ import geopandas
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from shapely.geometry import Point
 
 from qgis_iic.engine.tiling import Window
@@ -18,7 +19,7 @@ from qgis_iic.protocol.errors import LabelsInvalid, OutputExists, OutputNotWrita
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training import labels
 from qgis_iic.training.devices import choose
-from qgis_iic.training.few_labels import compare_learners, score, table
+from qgis_iic.training.few_labels import around_buildings, compare_learners, score, table
 from qgis_iic.training.finetune import (
     Answer,
     fine_tune,
@@ -285,6 +286,21 @@ def test_labels_of_one_kind_are_refused(model: Path, source: RegionSource, tmp_p
         fine_tune_file(model, [replace(source, labels=labels)], tmp_path / "tuned.onnx", MINUTES)
 
 
+def test_footprints_are_drawn_with_the_ground_around_them() -> None:
+    plane = np.zeros((40, 60), np.uint8)
+    plane[5:10, 5:10] = plane[20:25, 40:50] = plane[30:35, 5:10] = 1
+    plane[:, 55:] = 255
+    empty = np.zeros((10, 10), np.uint8)
+    (found, beside) = around_buildings([plane, empty], 2, 3, seed=0)
+    assert (beside == 255).all()
+    assert ndimage.label(found == 1)[1] == 2
+    drawn = ndimage.distance_transform_edt(found != 1)
+    assert ((found == 255) == ((drawn > 3) | (plane == 255))).all()
+    assert (around_buildings([plane], 2, 3, seed=0)[0] == found).all()
+    (everything,) = around_buildings([plane], 9, 3, seed=0)
+    assert ((everything == 1) == (plane == 1)).all()
+
+
 def test_learners_are_compared_with_the_same_labels(
     model: Path, source: RegionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,13 +312,15 @@ def test_learners_are_compared_with_the_same_labels(
     )
     rows = list(compare_learners(model, place, MINUTES / 60))
     assert [row.learner for row in rows[:3]] == ["linear probe, frozen trunk", "fine-tuned", "from scratch"]
-    assert [row.labels for row in rows[::3]] == ["10 %", "100 %", "2 tiles"]
-    assert [round(row.share, 2) for row in rows[::3]] == [0.08, 1.0, 0.16]  # two and four of 25 tiles or so
+    assert [row.labels for row in rows[::3]] == ["10 %", "100 %", "2 tiles", "20 footprints"]
+    assert [round(row.share, 2) for row in rows[:9:3]] == [0.08, 1.0, 0.16]  # two and four of 25 tiles or so
     text = table(rows).splitlines()
-    assert len(text) == 2 + 9
+    assert len(text) == 2 + 12
     assert text[0].startswith("| labels | share of the pixels | learner | steps | accuracy | building IoU")
     doubled = table([*rows, *rows]).splitlines()
-    assert len(doubled) == len(text)
+    assert len(doubled) == len(text) + 4  # a difference for each part of the labels
     assert all("± 0.000" in line for line in doubled[2:])
+    tuned, scratch = (row.measures["accuracy"] for row in rows[1:3])
+    assert f"| fine-tuned less from scratch |  | {tuned - scratch:.3f} ± 0.000 |" in doubled[5]
     (part,) = {row.labels for row in compare_learners(model, place, MINUTES / 60, only="2 t")}
     assert part == "2 tiles"
