@@ -197,17 +197,17 @@ def around_buildings(planes: Sequence[Labels], count: int, reach: float, seed: i
 
     Buildings that touch are one.
     """
-    numbers, first = [], 0
+    numbers, last = [], 0
     for plane in planes:
-        pieces, found = ndimage.label(plane == BUILDING)
-        numbers.append(np.where(pieces > 0, pieces + first, 0))
-        first += found
-    drawn = np.zeros(first + 1, np.bool_)
-    drawn[1 + np.random.default_rng(seed).permutation(first)[:count]] = True
+        pieces, buildings = ndimage.label(plane == BUILDING)
+        numbers.append(np.where(pieces > 0, pieces + last, 0))
+        last += buildings
+    is_drawn = np.zeros(last + 1, np.bool_)
+    is_drawn[1 + np.random.default_rng(seed).permutation(last)[:count]] = True
     found = []
     for plane, number in zip(planes, numbers, strict=True):
-        chosen = drawn[number]
-        near = ndimage.distance_transform_edt(~chosen) <= reach if chosen.any() else chosen
+        drawn = is_drawn[number]
+        near = ndimage.distance_transform_edt(~drawn) <= reach if drawn.any() else drawn
         found.append(np.where(near, plane, UNLABELLED).astype(np.uint8))
     return found
 
