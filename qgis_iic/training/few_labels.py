@@ -38,8 +38,9 @@ from qgis_iic.training.regions import RegionReader, RegionSource, labelled_plan
 SHARES = (0.01, 0.05, 0.1, 1.0)
 TILES = 50
 TILE_SIZE = 64
-FOOTPRINTS, AROUND = 20, 3.0
-"""Buildings, with the ground up to so many metres around them: what somebody draws who picks them from all over."""
+BUILDINGS, AROUND = 20, 3.0
+"""Buildings, touching ones as one, with the ground up to so many metres around them: what somebody draws who picks them
+from all over."""
 TUNED, SCRATCH = "fine-tuned", "from scratch"
 MEASURES = {"accuracy": "accuracy", "building_iou": "building IoU", "building_f1": "F1"}
 
@@ -176,10 +177,10 @@ def _drawn(
         raise LabelsInvalid(f"The regions to fit on hold no labelled tile of {TILE_SIZE} pixels.")
     counts = {f"{100 * share:g} %": max(1, round(share * units.count)) for share in SHARES} | {
         f"{TILES} {units.kind}": TILES,
-        f"{FOOTPRINTS} footprints": FOOTPRINTS,
+        f"{BUILDINGS} buildings": BUILDINGS,
     }
     for name, count in ((name, count) for name, count in counts.items() if only in name):
-        if name.endswith("footprints"):
+        if name.endswith("buildings"):
             drawn = around_buildings(planes, count, AROUND / metadata.gsd, seed)
         else:
             drawn = planes if count >= units.count else units.draw(planes, Draws(tiles=count), seed)

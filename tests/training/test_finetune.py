@@ -286,7 +286,7 @@ def test_labels_of_one_kind_are_refused(model: Path, source: RegionSource, tmp_p
         fine_tune_file(model, [replace(source, labels=labels)], tmp_path / "tuned.onnx", MINUTES)
 
 
-def test_footprints_are_drawn_with_the_ground_around_them() -> None:
+def test_buildings_are_drawn_with_the_ground_around_them() -> None:
     plane = np.zeros((40, 60), np.uint8)
     plane[5:10, 5:10] = plane[20:25, 40:50] = plane[30:35, 5:10] = 1
     plane[:, 55:] = 255
@@ -312,7 +312,7 @@ def test_learners_are_compared_with_the_same_labels(
     )
     rows = list(compare_learners(model, place, MINUTES / 60))
     assert [row.learner for row in rows[:3]] == ["linear probe, frozen trunk", "fine-tuned", "from scratch"]
-    assert [row.labels for row in rows[::3]] == ["10 %", "100 %", "2 tiles", "20 footprints"]
+    assert [row.labels for row in rows[::3]] == ["10 %", "100 %", "2 tiles", "20 buildings"]
     assert [round(row.share, 2) for row in rows[:9:3]] == [0.08, 1.0, 0.16]  # two and four of 25 tiles or so
     text = table(rows).splitlines()
     assert len(text) == 2 + 12
