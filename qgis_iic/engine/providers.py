@@ -53,8 +53,11 @@ _OPTIONS: dict[str, list[dict[str, Any]]] = {
     # By default it takes the processor even beside a GPU, and with AUTO it binds and leaves all nodes to ONNX Runtime.
     "openvino": [{"device_type": "GPU"}, {"device_type": "CPU"}],
 }
-"""Of a provider; where there are several, the first that bind count."""
+"""Of a provider; where there are several, the first with which it binds and computes."""
 
+
+_ONE_FEED = {"x": np.zeros((1, 1, 8, 8), np.float32)}
+"""Of `_one_convolution`."""
 
 _NOT_A_MODEL = (runtime_errors.InvalidProtobuf, runtime_errors.InvalidGraph, runtime_errors.NoModel)
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -91,6 +94,7 @@ def bind(model: Path | bytes, provider: str) -> onnxruntime.InferenceSession:
     *preferred, last = _OPTIONS.get(provider, [{}])
     for provider_options in preferred:
         with suppress(ProviderUnavailable):
+            run(_bind(_one_convolution(), provider, provider_options), provider, _ONE_FEED)
             return _bind(model, provider, provider_options)
     return _bind(model, provider, last)
 
@@ -165,7 +169,7 @@ def survey() -> dict[str, str]:
         if provider != "auto":
             try:
                 for candidate in candidates(provider):
-                    run(bind(_one_convolution(), candidate), candidate, {"x": np.zeros((1, 1, 8, 8), np.float32)})
+                    run(bind(_one_convolution(), candidate), candidate, _ONE_FEED)
                 found[provider] = ""
             except ProviderUnavailable as error:
                 found[provider] = error.message

@@ -101,7 +101,7 @@ class Session:
             building probability is then 0 everywhere, unless the graph has a building head.
         decision: the model's own, or `clusters` where the caller names some. The probability stays that of the
             building head where there is one.
-        on_cpu: whether that is the processor, or may be: OpenVINO does not say, and most of its GPUs share its memory.
+        on_cpu: whether that is the processor, or shares its memory, as most GPUs of OpenVINO do.
         batch_size: tiles that are best run together.
 
     Raises:

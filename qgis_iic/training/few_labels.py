@@ -196,7 +196,7 @@ def _drawn(
 def around_buildings(planes: Sequence[Labels], count: int, reach: float, seed: int) -> list[Labels]:
     """The labels of some random buildings, or of all if there are fewer, and up to `reach` pixels around them.
 
-    Buildings that touch are one.
+    Buildings with a common side are one.
     """
     numbers, last = [], 0
     for plane in planes:

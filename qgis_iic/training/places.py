@@ -92,7 +92,7 @@ def load_protocol(path: Path, data: Path | None = None) -> Protocol:
         if cross not in {"", *(place.name for place in places)}:
             raise JobInvalid(f"The protocol {path} names no place {cross}.")
         return Protocol(places, cross, Draws(**record.get("draws", {})), str(record.get("note", "")), path.name)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise JobInvalid(f"The protocol {path} has a missing, unknown or ill-typed entry: {error}.") from error
 
 
@@ -108,6 +108,9 @@ def _region(record: dict[str, Any], data: Path, beside: Path) -> RegionSource:
     unknown = record.keys() - {"imagery", "labels", "area", "bands", "window"}
     if unknown:
         raise ValueError(f"unknown {', '.join(sorted(unknown))}")
+    bands = record.get("bands")
+    if bands is not None and not (isinstance(bands, list) and all(type(band) is int for band in bands)):
+        raise ValueError(f"bands are numbers, not {bands}")
     files = {
         name: (beside if str(record[name]).startswith("./") else data) / record[name]
         for name in ("imagery", "labels", "area")
@@ -118,5 +121,5 @@ def _region(record: dict[str, Any], data: Path, beside: Path) -> RegionSource:
         labels=files["labels"],
         area=files.get("area"),
         window=Window(*record["window"]) if "window" in record else None,
-        bands=tuple(record["bands"]) if "bands" in record else None,
+        bands=None if bands is None else tuple(bands),
     )

@@ -57,6 +57,8 @@ class RegionSource:
         record: dict[str, Any] = {"imagery": raster_name(str(self.imagery)), "labels": self.labels.name}
         if self.area is not None:
             record["area"] = self.area.name
+        if self.bands is not None:
+            record["bands"] = self.bands
         if self.window is not None:
             record["window"] = dataclasses.astuple(self.window)
         return record

@@ -121,11 +121,13 @@ def test_openvino_takes_a_gpu_or_else_the_processor(tmp_path: Path, monkeypatch:
     offer(monkeypatch, "openvino", "cpu")
     load = onnxruntime.InferenceSession
     devices = {"CPU"}
+    broken: set[str] = set()
     asked = []
 
     class OnOpenVINO:
-        def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        def __init__(self, session: onnxruntime.InferenceSession, device: str) -> None:
             self._session = session
+            self._device = device
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._session, name)
@@ -133,11 +135,16 @@ def test_openvino_takes_a_gpu_or_else_the_processor(tmp_path: Path, monkeypatch:
         def get_providers(self) -> list[str]:
             return ["OpenVINOExecutionProvider", "CPUExecutionProvider"]
 
+        def run(self, *arguments: Any) -> Any:
+            if self._device in broken:
+                raise RuntimeError("CL_OUT_OF_RESOURCES")
+            return self._session.run(*arguments)
+
     def begin(model: object, options: object, providers: list[tuple[str, dict[str, str]]], **facts: object) -> object:
         """As ONNX Runtime does it: goes on with the CPU where OpenVINO has no such device."""
         session = load(model, options, **facts)
         asked.append(providers[0][1]["device_type"])
-        return OnOpenVINO(session) if asked[-1] in devices else session
+        return OnOpenVINO(session, asked[-1]) if asked[-1] in devices else session
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", begin)
     session = Session(tmp_path / "m.onnx", "openvino")
@@ -146,7 +153,10 @@ def test_openvino_takes_a_gpu_or_else_the_processor(tmp_path: Path, monkeypatch:
     assert (session.on_cpu, session.batch_size) == (True, 1)
     devices.add("GPU")
     Session(tmp_path / "m.onnx", "openvino")
-    assert asked[2:] == ["GPU"]
+    assert asked[2:] == ["GPU", "GPU"]  # the second one with the model
+    broken.add("GPU")
+    Session(tmp_path / "m.onnx", "openvino")
+    assert asked[4:] == ["GPU", "CPU"]
     devices.clear()
     with pytest.raises(ProviderUnavailable, match="OpenVINOExecutionProvider, but it does not bind here"):
         Session(tmp_path / "m.onnx", "openvino")

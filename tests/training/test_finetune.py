@@ -19,7 +19,7 @@ from qgis_iic.protocol.errors import LabelsInvalid, OutputExists, OutputNotWrita
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training import labels
 from qgis_iic.training.devices import choose
-from qgis_iic.training.few_labels import around_buildings, compare_learners, score, table
+from qgis_iic.training.few_labels import MEASURES, Outcome, around_buildings, compare_learners, score, table
 from qgis_iic.training.finetune import (
     Answer,
     fine_tune,
@@ -317,10 +317,14 @@ def test_learners_are_compared_with_the_same_labels(
     text = table(rows).splitlines()
     assert len(text) == 2 + 12
     assert text[0].startswith("| labels | share of the pixels | learner | steps | accuracy | building IoU")
-    doubled = table([*rows, *rows]).splitlines()
-    assert len(doubled) == len(text) + 4  # a difference for each part of the labels
-    assert all("± 0.000" in line for line in doubled[2:])
-    tuned, scratch = (row.measures["accuracy"] for row in rows[1:3])
-    assert f"| fine-tuned less from scratch |  | {tuned - scratch:.3f} ± 0.000 |" in doubled[5]
+    draws = [
+        Outcome("5 %", 0.05, learner, steps, dict.fromkeys(MEASURES, value))
+        for tuned, scratch in ((0.5, 0.4), (0.8, 0.6))
+        for learner, steps, value in (("fine-tuned", 10, tuned), ("from scratch", 20, scratch))
+    ]
+    *_, tuned, scratch, difference = table(draws).splitlines()
+    assert tuned.startswith("| 5 % | 5.0 % | fine-tuned | 10 | 0.650 ± 0.150 |")
+    assert scratch.startswith("| 5 % | 5.0 % | from scratch | 20 | 0.500 ± 0.100 |")
+    assert difference.startswith("| 5 % | 5.0 % | fine-tuned less from scratch |  | 0.150 ± 0.050 |")
     (part,) = {row.labels for row in compare_learners(model, place, MINUTES / 60, only="2 t")}
     assert part == "2 tiles"
