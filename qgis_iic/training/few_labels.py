@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -175,15 +176,15 @@ def _drawn(
     units = label_units(planes, TILE_SIZE)
     if units is None:
         raise LabelsInvalid(f"The regions to fit on hold no labelled tile of {TILE_SIZE} pixels.")
-    counts = {f"{100 * share:g} %": max(1, round(share * units.count)) for share in SHARES} | {
-        f"{TILES} {units.kind}": TILES,
-        f"{BUILDINGS} buildings": BUILDINGS,
+    counts = {f"{100 * share:g} %": max(1, round(share * units.count)) for share in SHARES}
+    counts[f"{TILES} {units.kind}"] = TILES
+    parts: dict[str, Callable[[], list[Labels]]] = {
+        name: partial(units.draw, planes, Draws(tiles=count), seed) if count < units.count else partial(list, planes)
+        for name, count in counts.items()
     }
-    for name, count in ((name, count) for name, count in counts.items() if only in name):
-        if name.endswith("buildings"):
-            drawn = around_buildings(planes, count, AROUND / metadata.gsd, seed)
-        else:
-            drawn = planes if count >= units.count else units.draw(planes, Draws(tiles=count), seed)
+    parts[f"{BUILDINGS} buildings"] = partial(around_buildings, planes, BUILDINGS, AROUND / metadata.gsd, seed)
+    for name, draw in ((name, draw) for name, draw in parts.items() if only in name):
+        drawn = draw()
         check_labels(drawn, f"{name}, drawn")
         drawn_sources = []
         for index, (source, plane) in enumerate(zip(sources, drawn, strict=True)):
@@ -194,9 +195,16 @@ def _drawn(
 
 
 def around_buildings(planes: Sequence[Labels], count: int, reach: float, seed: int) -> list[Labels]:
-    """The labels of some random buildings, or of all if there are fewer, and up to `reach` pixels around them.
+    """The labels of `count` random buildings, or of all if there are fewer, and up to `reach` pixels around them.
 
-    Buildings with a common side are one.
+    Args:
+        planes: uint8 [H, W] each, 255 where unlabelled; buildings with a common side are one.
+        count: of buildings, over all planes together.
+        reach: in pixels, from the buildings that are drawn.
+        seed: of the draw.
+
+    Returns:
+        The planes, unlabelled elsewhere.
     """
     numbers, last = [], 0
     for plane in planes:
