@@ -12,7 +12,7 @@ from qgis_iic.cli.run import PATH, named_errors
 @click.command(short_help="Model file of a training run.")
 @named_errors
 @click.argument("run", metavar="RUN_OR_CHECKPOINT", type=PATH)
-@click.option("--output", type=PATH, required=True, help="ONNX file to write; one that exists is replaced.")
+@click.option("--output", type=PATH, required=True, help="ONNX file to write; a model that exists is replaced.")
 @click.option("--card", type=PATH, help="Markdown card of the model; `iic evaluate` makes one with figures.")
 def command(run: Path, output: Path, card: Path | None) -> None:
     """Writes the model of a run as a self-describing fp32 ONNX file that takes raw pixels.

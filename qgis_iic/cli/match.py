@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 @click.option(
     "--head", type=click.Choice(["clusters", "probe"]), default="clusters", help="What decides in the result."
 )
-@click.option("--output", type=PATH, required=True, help="ONNX file to write; it may be MODEL itself.")
+@click.option(
+    "--output",
+    type=PATH,
+    required=True,
+    help="ONNX file to write; a model that exists is replaced, be it MODEL itself.",
+)
 def command(
     model: Path,
     imagery: Path | None,

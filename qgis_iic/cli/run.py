@@ -106,8 +106,9 @@ def run_job(job: Job, events: str) -> Result:
     from qgis_iic.engine.cancellation import Cancellation
 
     cancellation = Cancellation()
-    signal.signal(signal.SIGTERM, lambda *_: cancellation.request())
-    signal.signal(signal.SIGINT, lambda *_: cancellation.request())
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no terminal that hangs up
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: cancellation.request())
     if events == "json":
         result = pipeline.run(job, lambda event: click.echo(encode(event)), cancellation)
         click.echo(encode(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import TracebackType
 
@@ -26,7 +27,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     Raises:
         OutputIsOtherKind: the path is a folder, a file of another kind, or a new one without the suffix .tif.
         OutputExists: it is a GeoTIFF and `overwrite` is false.
-        OutputNotWritable: the file can't be read.
+        OutputNotWritable: the file can't be read, or is read-only.
     """
     with write_errors(path):
         if path.is_dir():
@@ -40,6 +41,8 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise OutputIsOtherKind(f"{path} exists and is no GeoTIFF. Choose another name; it was left as it is.")
     if not overwrite:
         raise OutputExists(f"{path} exists already. Choose another name, or allow overwriting.")
+    if not os.access(path, os.W_OK):
+        raise OutputNotWritable(f"{path} is read-only. Choose another name, or allow writing to it.")
 
 
 def publish(staged: Path, path: Path) -> None:

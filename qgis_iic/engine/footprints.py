@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import geopandas
 import numpy as np
@@ -14,7 +14,7 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from qgis_iic.engine.raster import to_geographic
+from qgis_iic.engine.raster import is_on_earth, to_geographic
 from qgis_iic.engine.regularisation import regularised
 from qgis_iic.engine.vectorization import Components
 
@@ -164,7 +164,7 @@ def ring_areas(rings: Rings, crs: pyproj.CRS | None, about: Point) -> Doubles:
         float64 [R].
     """
     vertices, ring = rings
-    if _is_on_earth(crs):
+    if is_on_earth(crs):
         geod = _geod(crs)
         # Exact wherever the centre lies but opposite of it, where the middle of a scene across the 180th meridian is.
         longitude, latitude = to_geographic(crs).transform(*about)
@@ -192,7 +192,7 @@ def perimeters(rings: Rings, owner: Ints, crs: pyproj.CRS | None) -> Doubles:
         float64 [P].
     """
     vertices, ring = rings
-    if _is_on_earth(crs):
+    if is_on_earth(crs):
         height = np.zeros(len(ring))
         vertices = np.stack(_to_geocentric(_geod(crs)).transform(vertices[0], vertices[1], height))
     start = _edges(ring)
@@ -214,7 +214,7 @@ def rings_of(polygons: Polygons) -> tuple[Rings, Ints, NDArray[np.bool_]]:
 
 def geographic_rings(rings: Rings, crs: pyproj.CRS | None) -> Rings:
     """Longitudes and latitudes of rings, in degrees; the same rings where `crs` is neither geographic nor projected."""
-    if not _is_on_earth(crs):
+    if not is_on_earth(crs):
         return rings
     return rings._replace(vertices=np.stack(to_geographic(crs).transform(*rings.vertices)))
 
@@ -234,10 +234,6 @@ def _polygons(rings: Rings, owner: Ints) -> Polygons:
 def _sums(number: Ints, values: Doubles) -> Doubles:
     """Sum of the values of each number from 0 to the highest, added in their order."""
     return np.asarray(np.bincount(number, values), np.float64)
-
-
-def _is_on_earth(crs: pyproj.CRS | None) -> TypeGuard[pyproj.CRS]:
-    return crs is not None and (crs.is_geographic or crs.is_projected)
 
 
 def _geod(crs: pyproj.CRS) -> pyproj.Geod:

@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qgis_iic.engine.footprints import FootprintFile
-from qgis_iic.engine.outputs import write_errors
+from qgis_iic.engine.outputs import is_taken_as_it_is, write_errors
 from qgis_iic.protocol.errors import LayerExists, OutputIsOtherKind, OutputNotWritable
+from qgis_iic.protocol.job import folded
 
 _SQLITE_HEADER = b"SQLite format 3\0"
 _APPLICATION_ID = slice(68, 72)
 _GEOPACKAGE_IDS = (b"GPKG", b"GP10", b"GP11")
+_JOURNALS = ("-wal", "-shm", "-journal")
 _BUSY_SECONDS = 30
 _ATTEMPTS = 5
 _BYTES_AT_ONCE = 16_000_000
@@ -55,8 +57,13 @@ def check_target(path: Path, layers: Sequence[str], *, overwrite: bool) -> None:
         OutputIsOtherKind: the path is a folder, a file of another kind, or a new one without the suffix .gpkg; or a
             table that is no layer of features has the name of one of `layers`.
         LayerExists: one of `layers` is there and `overwrite` is false.
-        OutputNotWritable: the file can't be read or written to.
+        OutputNotWritable: the file can't be read or written to, or its name can't.
     """
+    if not is_taken_as_it_is(path):
+        raise OutputNotWritable(
+            f"{path} can't be written: the library takes part of that name for an archive or an "
+            "address. Choose names without ! ; and ?, folders included."
+        )
     with write_errors(path):
         if path.is_dir():
             raise OutputIsOtherKind(f"{path} is a folder. Choose the name of a GeoPackage file.")
@@ -71,11 +78,11 @@ def check_target(path: Path, layers: Sequence[str], *, overwrite: bool) -> None:
         raise OutputNotWritable(f"{path} is read-only. Choose another name, or allow writing to it.")
     features, others = _tables(path)
     for layer in layers:
-        if layer.casefold() in others:
+        if folded(layer) in others:
             raise OutputIsOtherKind(
                 f"{path} has a table {layer!r} that is no polygon layer. Choose another layer name."
             )
-        if layer.casefold() in features and not overwrite:
+        if folded(layer) in features and not overwrite:
             raise LayerExists(f"{path} has a layer {layer!r} already. Choose another layer name, or allow overwriting.")
 
 
@@ -98,9 +105,11 @@ def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, 
         check_target(path, [layer.name for layer in layers], overwrite=overwrite)
         with write_errors(path):
             if not path.exists():
+                copy.unlink(missing_ok=True)
                 _write(copy, layers, {})
-                copy.replace(path)
-                return
+                if _publish_new(copy, path):
+                    return
+                continue
             with _watched(path) as unchanged:
                 copy.unlink(missing_ok=True)
                 _backup(path, copy)
@@ -109,6 +118,18 @@ def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, 
                     _backup(copy, path)
                     return
     raise OutputNotWritable(f"Other programs keep changing {path}. Choose another file, or try again later.")
+
+
+def _publish_new(copy: Path, path: Path) -> bool:
+    """Gives a file its name, unless another run has taken that meanwhile."""
+    try:
+        path.open("xb").close()
+    except FileExistsError:
+        return False
+    for journal in _JOURNALS:  # of a database that was deleted without them; SQLite would write them into this one
+        path.with_name(path.name + journal).unlink(missing_ok=True)
+    copy.replace(path)
+    return True
 
 
 def _write(path: Path, layers: Sequence[BuildingLayer], existing: dict[str, str]) -> None:
@@ -120,7 +141,7 @@ def _write(path: Path, layers: Sequence[BuildingLayer], existing: dict[str, str]
                 warnings.filterwarnings("ignore", message=".*crs.*was not provided.*")
                 table.to_file(
                     path,
-                    layer=existing.get(layer.name.casefold(), layer.name),
+                    layer=existing.get(folded(layer.name), layer.name),
                     driver="GPKG",
                     engine="pyogrio",
                     geometry_type="Polygon",
@@ -162,6 +183,6 @@ def _tables(path: Path) -> tuple[dict[str, str], set[str]]:
     """Layers of features, folded name to spelling, and the folded names of all other tables."""
     with write_errors(path), closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
         rows = connection.execute("SELECT table_name FROM gpkg_contents WHERE data_type = 'features'")
-        features = {name.casefold(): name for (name,) in rows}
+        features = {folded(name): name for (name,) in rows}
         everything = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
-        return features, {name.casefold() for (name,) in everything} - features.keys()
+        return features, {folded(name) for (name,) in everything} - features.keys()

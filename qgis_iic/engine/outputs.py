@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyogrio.errors import DataLayerError, DataSourceError
+from pyogrio.util import vsi_path
 from rasterio.errors import RasterioError
 
 from qgis_iic.protocol.errors import DiskFull, OutputIsOtherKind, OutputNotWritable
@@ -46,6 +47,12 @@ def check_is_no_source(output: str, files: Iterable[str]) -> None:
             raise OutputIsOtherKind(
                 f"The output {output} is one of the files that are read, or part of one. Choose another name."
             )
+
+
+def is_taken_as_it_is(path: Path) -> bool:
+    """Whether pyogrio opens just this file: it reads ! ; and ? in paths as those of archives and addresses."""
+    taken: str = vsi_path(str(path))
+    return taken.endswith(str(path))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
@@ -24,14 +24,14 @@ from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.overlap import made_ahead, mapped
 from qgis_iic.engine.progress import RunProgress
-from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
+from qgis_iic.engine.raster import GridReader, Raster, is_on_earth, open_raster, working_grid
 from qgis_iic.engine.session import Session, bytes_per_pixel
 from qgis_iic.engine.stitching import Planes, Strip, strips
 from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
 from qgis_iic.engine.vectorization import Components, Vectorizer
 from qgis_iic.protocol.errors import ModelNotMatched
 from qgis_iic.protocol.events import Emit, Layer, Result, Started, Warned
-from qgis_iic.protocol.job import Job, Source
+from qgis_iic.protocol.job import Job, Source, names_a_file, raster_name
 from qgis_iic.protocol.model_metadata import ModelMetadata
 
 _SPECK = 0.5
@@ -67,12 +67,12 @@ class Plan:
     Attributes:
         reader: of its working grid.
         window: that was asked for, in working pixels.
-        rows: of tiles.
+        rows: of tiles, all of the same length.
     """
 
     reader: GridReader
     window: Window
-    rows: list[tuple[Tile, ...]]
+    rows: Sequence[tuple[Tile, ...]]
 
     @property
     def raster(self) -> Raster:
@@ -86,12 +86,12 @@ class Plan:
 
     @property
     def tiles(self) -> int:
-        return sum(map(len, self.rows))
+        return len(self.rows) * len(self.rows[0])
 
     @property
     def decoded_bytes(self) -> float:
         """What has to stay decoded so that no block is decoded again for the next tile of a row."""
-        height: float = max(row[0].window.height for row in self.rows) * self.reader.grid.scale[1]
+        height: float = self.rows[0][0].window.height * self.reader.grid.scale[1]
         return (height + 2 * self.raster.block_height) * self.raster.decoded_row
 
 
@@ -234,6 +234,11 @@ def warnings_of(made: Plan, metadata: ModelMetadata) -> Iterator[str]:
     raster, scale = made.raster, made.reader.grid.scale
     if raster.crs is None:
         yield f"{raster.path} has no coordinate reference system: its coordinates are taken as metres."
+    elif not is_on_earth(raster.crs):
+        yield (
+            f"{raster.path} is in {raster.crs.name}, which is neither geographic nor projected: its coordinates are "
+            "taken as metres."
+        )
     if scale != (1.0, 1.0):
         own = max(raster.gsd)
         yield f"{raster.path} has {own:.2f} m pixels; it is resampled to the {metadata.gsd:.2f} m that the model knows."
@@ -341,7 +346,7 @@ def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:
     """What a later reader needs to make the output again, as texts."""
     metadata = session.metadata
     return {
-        "IIC_SOURCE": made.raster.path,
+        "IIC_SOURCE": made.raster.path if names_a_file(made.raster.path) else raster_name(made.raster.path),
         "IIC_BANDS": ",".join(map(str, made.reader.bands)),
         "IIC_CRS": made.raster.crs.to_string() if made.raster.crs else "",
         "IIC_WORKING_PIXEL_SCALE": ",".join(map(repr, made.reader.grid.scale)),

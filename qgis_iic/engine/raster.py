@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import pyproj
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.enums import MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window as RasterioWindow
 
 from qgis_iic.engine.resampling import resample, taps_between
@@ -70,6 +71,7 @@ class Raster:
         self._dataset = dataset
         self._reading = threading.Lock()  # GDAL's datasets are for one thread at a time
         self._damage: SourceCorrupt | None = None
+        self._hidden_alpha = _hidden_alpha(dataset)
         self.path = path
         self.width: int = dataset.width
         self.height: int = dataset.height
@@ -88,10 +90,10 @@ class Raster:
         """Ground sampling distance along columns and rows at the raster's centre, in metres on the ground.
 
         Measured on the ellipsoid, so that degrees and the stretched metres of a Mercator projection come out right.
-        Without a CRS the coordinates are taken as metres.
+        Where `is_on_earth` says no, the coordinates are taken as metres.
         """
         a, b, _, d, e, _ = self.transform[:6]
-        if self.crs is None or not (self.crs.is_geographic or self.crs.is_projected):
+        if not is_on_earth(self.crs):
             return float(np.hypot(a, d)), float(np.hypot(b, e))
         column, row = self.width / 2, self.height / 2
         ends = [(column - 0.5, row), (column + 0.5, row), (column, row - 0.5), (column, row + 0.5)]
@@ -151,15 +153,17 @@ class Raster:
             try:
                 per_dataset = MaskFlags.per_dataset in self._dataset.mask_flag_enums[bands[0] - 1]
                 masks = self._dataset.read_masks(bands[:1] if per_dataset else bands, window=area)
-                read = self._dataset.read(bands, window=area) if masks.any() else None
+                # 8-bit imagery uses the whole range: its no-data value also occurs in single bands of seen pixels.
+                valid: Mask = (masks.any if self.dtype == "uint8" else masks.all)(axis=0)
+                if self._hidden_alpha is not None:
+                    valid &= self._dataset.read(self._hidden_alpha, window=area) > 0
+                read = self._dataset.read(bands, window=area) if valid.any() else None
             except RasterioError as error:
                 self._damage = SourceCorrupt(
                     f"{self.path} can't be read around column {window.col}, row {window.row}: {error}. "
                     "The file is damaged or incomplete; fetch or export it again."
                 )
                 raise self._damage from error
-        # 8-bit imagery uses the whole range, so that its no-data value also occurs in single bands of seen pixels.
-        valid: Mask = (masks.any if self.dtype == "uint8" else masks.all)(axis=0)
         if read is None:
             return np.zeros((len(bands), window.height, window.width), np.float32), valid
         values = read.astype(np.float32)
@@ -167,6 +171,14 @@ class Raster:
             valid &= (np.abs(values) < _MEANINGLESS).all(axis=0)
         _blank(values, valid)
         return values, valid
+
+
+def _hidden_alpha(dataset: rasterio.DatasetReader) -> int | None:
+    """Number of the alpha band that GDAL's masks leave out, as they do where a no-data value is declared, too."""
+    if ColorInterp.alpha not in dataset.colorinterp or MaskFlags.alpha in dataset.mask_flag_enums[0]:
+        return None
+    number: int = dataset.colorinterp.index(ColorInterp.alpha) + 1
+    return number
 
 
 def _blank(values: Floats, valid: Mask) -> None:
@@ -191,6 +203,7 @@ def open_raster(path: str | Path, crs: str | None = None) -> Iterator[Raster]:
     # A JPEG block that libjpeg only warns about is decoded to grey; better to say that it is damaged.
     with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING=True, GDAL_NUM_THREADS="ALL_CPUS"), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        warnings.simplefilter("ignore", NodataShadowWarning)  # of alpha beside no-data: both are respected here
         try:
             dataset = rasterio.open(path)
         except RasterioIOError as error:
@@ -223,6 +236,11 @@ def _crs_of(dataset: rasterio.DatasetReader, override: str | None) -> pyproj.CRS
         return pyproj.CRS.from_user_input(text)
     except pyproj.exceptions.CRSError as error:
         raise SourceUnsuitable(f"The coordinate reference system {text!r} is not known: {error}.") from error
+
+
+def is_on_earth(crs: pyproj.CRS | None) -> TypeGuard[pyproj.CRS]:
+    """Whether its coordinates can be brought to longitude and latitude; others are taken as metres in a plane."""
+    return crs is not None and (crs.is_geographic or crs.is_projected)
 
 
 def to_geographic(crs: pyproj.CRS) -> pyproj.Transformer:

@@ -7,7 +7,9 @@ stride, counted from the raster's origin, so that the phase of its pooling is th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from qgis_iic.protocol.errors import JobInvalid, WindowOutside
 
@@ -59,6 +61,42 @@ class Tile:
     core: Window
 
 
+_Span = tuple[int, int, int, int]
+"""Of a tile along one axis: where it starts and stops, where its core starts and stops."""
+
+
+class TileRows(Sequence[tuple[Tile, ...]]):
+    """Rows of tiles from top to bottom, each from left to right, made when they are asked for: there may be millions.
+
+    Args:
+        columns, rows: along either axis.
+    """
+
+    def __init__(self, columns: list[_Span], rows: list[_Span]) -> None:
+        self._columns = columns
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Tile, ...]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> TileRows: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[Tile, ...] | TileRows:
+        if isinstance(index, slice):
+            return TileRows(self._columns, self._rows[index])
+        top, bottom, core_top, core_bottom = self._rows[index]
+        return tuple(
+            Tile(
+                Window.spanning(left, top, right, bottom), Window.spanning(core_left, core_top, core_right, core_bottom)
+            )
+            for left, right, core_left, core_right in self._columns
+        )
+
+
 def clip(window: Window, width: int, height: int) -> Window:
     """The part of `window` inside a raster of that size; raises WindowOutside where there is none."""
     inside = window.intersection(Window(0, 0, width, height))
@@ -70,12 +108,10 @@ def clip(window: Window, width: int, height: int) -> Window:
     return inside
 
 
-def tile_rows(
-    width: int, height: int, window: Window, *, tile_size: int, halo: int, stride: int
-) -> list[tuple[Tile, ...]]:
-    """The tiles of `window`, as rows from top to bottom and from left to right.
+def tile_rows(width: int, height: int, window: Window, *, tile_size: int, halo: int, stride: int) -> TileRows:
+    """The tiles of `window`.
 
-    Tiles are `tile_size` square, or as much less as leaves their number the same. Outside the window they
+    They are `tile_size` square, or as much less as leaves their number the same. Outside the window they
     reach for the halo, outside the raster only to fill up the last stride.
 
     Args:
@@ -95,19 +131,11 @@ def tile_rows(
         )
     columns = _axis(window.col, window.col_stop, width, size, halo, stride)
     rows = _axis(window.row, window.row_stop, height, size, halo, stride)
-    return [
-        tuple(
-            Tile(
-                Window.spanning(left, top, right, bottom), Window.spanning(core_left, core_top, core_right, core_bottom)
-            )
-            for left, right, core_left, core_right in columns
-        )
-        for top, bottom, core_top, core_bottom in rows
-    ]
+    return TileRows(columns, rows)
 
 
-def _axis(start: int, stop: int, length: int, size: int, halo: int, stride: int) -> list[tuple[int, int, int, int]]:
-    """Along one axis: (tile start, tile stop, core start, core stop) of every tile.
+def _axis(start: int, stop: int, length: int, size: int, halo: int, stride: int) -> list[_Span]:
+    """Of every tile along one axis.
 
     All tiles are of one size where more than one is needed, so that a batch can hold any of them: as small as their
     number allows, and the last is moved back to the end of the region by what is left of the stride.

@@ -287,16 +287,21 @@ def layer_names(rasters: Sequence[str], name: str) -> list[str]:
     names: list[str] = []
     for raster in rasters:
         wanted = _allowed(name if name and len(rasters) == 1 else f"{name}_{raster}" if name else raster)
-        taken = {used.casefold() for used in names}
+        taken = set(map(folded, names))
         candidates = (wanted, *(f"{wanted}_{number}" for number in range(2, len(rasters) + 2)))
-        names.append(next(candidate for candidate in candidates if candidate.casefold() not in taken))
+        names.append(next(candidate for candidate in candidates if folded(candidate) not in taken))
     return names
+
+
+def folded(name: str) -> str:
+    """A layer's or table's name as SQLite compares them: only of A to Z are upper and lower case the same."""
+    return "".join(character.lower() if character.isascii() else character for character in name)
 
 
 def _allowed(name: str) -> str:
     """A name that QGIS and GeoPackages take: QGIS separates the parts of a layer's address by bars."""
     name = name.replace("|", "_").strip() or "buildings"
-    reserved = name.casefold().startswith(("gpkg", "sqlite_", "rtree_"))
+    reserved = folded(name).startswith(("gpkg", "sqlite_", "rtree_"))
     return f"_{name}" if reserved or not (name[0].isalnum() or name[0] == "_") else name
 
 
@@ -336,7 +341,7 @@ def _check(job: Job) -> None:
     for source in job.sources:
         _check_source(source)
         _require(job.task == "segment" or source.layer != "", "each source needs a `layer` name")
-    layers = [source.layer.casefold() for source in job.sources]
+    layers = [folded(source.layer) for source in job.sources]
     _require(job.task == "segment" or len(set(layers)) == len(layers), "layer names must differ")
 
 

@@ -69,7 +69,7 @@ def export(checkpoint_path: Path, output: Path) -> ModelMetadata:
 
     Raises:
         ModelNotFound, ModelInvalid: see `checkpoint.load_best`; also where the graph differs from the network.
-        OutputNotWritable: see `model_file.write_model`.
+        OutputIsOtherKind, OutputNotWritable: see `model_file.write_model`.
     """
     checkpoint = load_best(checkpoint_path)
     network, config = restore_network(checkpoint)

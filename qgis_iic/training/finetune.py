@@ -44,7 +44,7 @@ from qgis_iic.training.imagery import Chips, ChipSampler
 from qgis_iic.training.labelled_chips import CHIP_SIZE, Block, LabelledSampler, read_blocks
 from qgis_iic.training.labels import BUILDING, UNLABELLED
 from qgis_iic.training.matching import find_mapping
-from qgis_iic.training.model_file import read_model, write_model
+from qgis_iic.training.model_file import check_target, read_model, write_model
 from qgis_iic.training.network import upsample
 from qgis_iic.training.pairs import (
     Symmetry,
@@ -127,6 +127,7 @@ def fine_tune_file(
 def _check_output(output: Path, overwrite: bool) -> None:
     if output.exists() and not overwrite:
         raise OutputExists(f"{output} exists. Name another file, or allow overwriting: --overwrite.")
+    check_target(output)
     if not os.access(output.parent, os.W_OK):
         raise OutputNotWritable(f"The folder {output.parent} is missing or can't be written to.")
 

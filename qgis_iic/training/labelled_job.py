@@ -17,7 +17,7 @@ from qgis_iic.protocol.errors import ModelNotMatched
 from qgis_iic.protocol.events import Emit, Progress, Result, Started, Warned
 from qgis_iic.protocol.job import EvaluateJob, FineTuneJob, LabelledJob, MatchJob, raster_name
 from qgis_iic.training.matching import match
-from qgis_iic.training.model_file import read_model
+from qgis_iic.training.model_file import check_target, read_model
 from qgis_iic.training.regions import READINGS, Advance, RegionSource, in_blocks, labelled_plan
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def run(job: LabelledJob, emit: Emit, cancellation: Cancellation) -> Result:
     output, model = Path(job.output), Path(job.model)
     inputs = (job.source.path, job.labels, job.area, job.model if isinstance(job, EvaluateJob) else None)
     check_is_no_source(job.output, filter(None, inputs))
+    if not isinstance(job, EvaluateJob):
+        check_target(output)
     _, metadata = read_model(model)
     if isinstance(job, EvaluateJob) and metadata.building_clusters is None:
         raise ModelNotMatched(

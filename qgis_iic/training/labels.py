@@ -23,6 +23,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from rasterio.features import rasterize
 from rasterio.warp import Resampling, reproject
 
+from qgis_iic.engine.outputs import is_taken_as_it_is
 from qgis_iic.engine.raster import Raster, to_geographic
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid
@@ -249,6 +250,11 @@ def _read(path: Path, types: tuple[str, ...]) -> geopandas.GeoDataFrame:
 @lru_cache(maxsize=4)
 def _read_once(path: Path, types: tuple[str, ...], _: int) -> geopandas.GeoDataFrame:
     """As of a time of modification: labels that lie far apart are asked for block by block."""
+    if not is_taken_as_it_is(path):
+        raise LabelsInvalid(
+            f"The labels in {path} can't be read: the library takes part of that name for an archive or an "
+            "address. Take these out of it, and out of its folders: ! ; ?"
+        )
     try:
         frame = geopandas.read_file(path)
     except Exception as error:  # pyogrio, fiona-less GDAL and missing files each raise their own

@@ -23,7 +23,7 @@ from qgis_iic.training.assignments import Assignment, Support
 from qgis_iic.training.building_head import without_building_head
 from qgis_iic.training.draws import label_units
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
-from qgis_iic.training.model_file import read_model, write_model
+from qgis_iic.training.model_file import check_target, read_model, write_model
 from qgis_iic.training.places import Draws
 from qgis_iic.training.regions import Advance, RegionReader, RegionSource, ignore, in_blocks
 
@@ -133,8 +133,10 @@ def match(
 
     Raises:
         LabelsInvalid: see `labels.read_labels` and `check_labels`.
-        IicError: see `regions.RegionReader`, `model_file.read_model` and `model_file.write_model`.
+        IicError: see `regions.RegionReader`, `model_file.read_model`, and `model_file.check_target`, before anything is
+            computed.
     """
+    check_target(output)
     proto, metadata = without_building_head(*read_model(model))
     matched = find_mapping(model, metadata, list(sources), objective, advance)
     write_model(proto, matched, output)
@@ -171,7 +173,7 @@ def match_by_hand(model: Path, building_clusters: Iterable[int], output: Path) -
 
     Raises:
         ModelInvalid: see `model_file.read_model`; also for a cluster that the model has not.
-        OutputNotWritable: see `model_file.write_model`.
+        OutputIsOtherKind, OutputNotWritable: see `model_file.write_model`.
     """
     proto, metadata = without_building_head(*read_model(model))
     matched = metadata.matched(tuple(sorted(set(building_clusters))), {"objective": MANUAL})

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from qgis_iic.engine.session import sibling
-from qgis_iic.protocol.errors import ModelInvalid, ModelNotFound, OutputNotWritable
+from qgis_iic.protocol.errors import ModelInvalid, ModelNotFound, OutputIsOtherKind, OutputNotWritable
 from qgis_iic.protocol.model_metadata import IMAGE_INPUT, ModelMetadata
 from qgis_iic.training.heads import feature_parts
 
@@ -76,14 +76,32 @@ def _read(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
     return model, ModelMetadata.from_properties({entry.key: entry.value for entry in model.metadata_props})
 
 
+def check_target(path: Path) -> None:
+    """Refuses to replace anything but a model file of any precision.
+
+    Raises:
+        OutputIsOtherKind: the path is a folder or another file.
+    """
+    if not path.exists():
+        return
+    try:
+        _read(path)
+    except ModelInvalid as error:
+        raise OutputIsOtherKind(
+            f"{path} exists and is no model file. Choose another name; it was left as it is."
+        ) from error
+
+
 def write_model(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
     """Writes graph and metadata under a temporary name, then renames.
 
     The metadata replace the model's earlier ones; the graph is written as it is.
 
     Raises:
+        OutputIsOtherKind: see `check_target`.
         OutputNotWritable: the folder is missing, full or not writable.
     """
+    check_target(path)
     written = onnx.ModelProto()
     written.CopyFrom(model)
     del written.metadata_props[:]

@@ -27,7 +27,7 @@ from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import BuildingHead, with_building_head, without_building_head
 from qgis_iic.training.labels import BACKGROUND, BUILDING, Labels
 from qgis_iic.training.matching import find_mapping
-from qgis_iic.training.model_file import FEATURES, open_inner, read_model, write_model
+from qgis_iic.training.model_file import FEATURES, check_target, open_inner, read_model, write_model
 from qgis_iic.training.regions import Advance, RegionSource, each_tile, ignore, in_blocks, labelled_plan
 
 SAMPLE = 12_000
@@ -60,6 +60,7 @@ def match_with_probe(
         ModelInvalid: see `building_head.with_building_head`.
         IicError: see `matching.match`.
     """
+    check_target(output)
     proto, metadata = without_building_head(*read_model(model))
     open_inner(proto, FEATURES)  # a graph without these is refused before all that takes time
     metadata = find_mapping(model, metadata, sources, objective, advance)

@@ -18,6 +18,7 @@ from qgis_iic.protocol.job import Source, TrainJob
 from qgis_iic.training.config import ImagerySource, TrainingConfig, read_toml
 from qgis_iic.training.devices import start
 from qgis_iic.training.export import export
+from qgis_iic.training.model_file import check_target
 from qgis_iic.training.train import train
 
 
@@ -37,6 +38,7 @@ def run(job: TrainJob, emit: Emit, cancellation: Cancellation) -> Result:
     clock = Clock()
     output = Path(job.output)
     check_is_no_source(job.output, (source.path for source in job.sources))
+    check_target(output)
     config = configuration(job)
     fabric = start("auto")
     with scratch_folder(job) as scratch:

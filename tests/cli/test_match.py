@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from shapely.geometry import Point, box
 
 from qgis_iic.cli.main import main
+from qgis_iic.protocol.errors import OutputIsOtherKind
 from qgis_iic.training.model_file import read_model
 from tests.onnx_models import brightness_model
 from tests.rasters import NORTH_UP, town, write_raster
@@ -124,6 +125,17 @@ def test_a_mapping_by_hand(scene: Path, tmp_path: Path) -> None:
     status, message = invoke(scene, "--building", "3")
     assert status == 2
     assert "takes no labels" in message
+
+
+def test_only_a_model_is_ever_replaced(scene: Path, tmp_path: Path) -> None:
+    before = scene.read_bytes()
+    footprints = polygons(tmp_path / "footprints.gpkg", ROOFS)
+    for options in (("--building", "3"), ("--imagery", scene, "--labels", footprints, "--area", footprints)):
+        arguments = ("match", scene.with_name("model.onnx"), *options, "--output", scene)
+        done = CliRunner().invoke(main, list(map(str, arguments)))
+        assert done.exit_code == OutputIsOtherKind.exit_status
+        assert "is no model file" in done.output
+        assert scene.read_bytes() == before
 
 
 def test_missing_labels_are_named(scene: Path, tmp_path: Path) -> None:

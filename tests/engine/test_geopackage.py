@@ -7,6 +7,7 @@ import tempfile
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -187,6 +188,51 @@ def test_a_table_that_is_no_layer_is_never_replaced(tmp_path: Path) -> None:
         connection.commit()
     with pytest.raises(OutputIsOtherKind, match="Notes"):
         check_target(path, ["Notes"], overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["a!b.gpkg", "a;b.gpkg"])
+def test_a_name_that_the_library_would_misread_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputNotWritable, match="without !"):
+        check_target(tmp_path / name, ["a"], overwrite=False)
+    folder = tmp_path / "a;b#c%20 d"
+    folder.mkdir()
+    write(folder / "o.gpkg", layer("first", 2))
+    assert layers(folder / "o.gpkg") == {"first": 2}
+
+
+def test_a_new_file_that_another_run_made_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, plain = tmp_path / "b.gpkg", geopackage._write
+
+    def write_meanwhile(*arguments: Any) -> None:
+        monkeypatch.setattr(geopackage, "_write", plain)
+        write(path, layer("theirs", 2))
+        plain(*arguments)
+
+    monkeypatch.setattr(geopackage, "_write", write_meanwhile)
+    write(path, layer("ours", 1))
+    assert layers(path) == {"theirs": 2, "ours": 1}
+
+
+def test_a_deleted_files_journal_does_not_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "b.gpkg"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE old (a)")
+        connection.commit()
+        left = {name: path.with_name(name).read_bytes() for name in ("b.gpkg-wal", "b.gpkg-shm")}
+    path.unlink()
+    for name, content in left.items():
+        path.with_name(name).write_bytes(content)
+    write(path, layer("first", 3))
+    assert layers(path) == {"first": 3}
+
+
+def test_names_are_compared_as_sqlite_does(tmp_path: Path) -> None:
+    path = tmp_path / "b.gpkg"
+    for name in ("Stra\u00dfe", "strasse", "\u00c4cker", "\u00e4cker"):
+        check_target(path, [name], overwrite=False)
+        write(path, layer(name, 1))
+    assert len(layers(path)) == 4
 
 
 def test_a_new_file_has_the_suffix_of_its_kind(tmp_path: Path) -> None:

@@ -71,6 +71,12 @@ def test_masks_of_every_kind_make_pixels_invalid(tmp_path: Path) -> None:
     alpha = np.concatenate([values, 255 * valid[None].astype(np.uint8)])
     with rasterio.open(write_raster(tmp_path / "alpha.tif", alpha), "r+") as dataset:
         dataset.colorinterp = (*(ColorInterp[name] for name in RGB), ColorInterp.alpha)
+    hidden = np.concatenate([ramp(3, 8, 8) + 1, 255 * valid[None].astype(np.uint8)])
+    hidden[:3, 2, 3] = 0
+    with rasterio.open(write_raster(tmp_path / "alpha_beside_nodata.tif", hidden, nodata=0), "r+") as dataset:
+        dataset.colorinterp = (*(ColorInterp[name] for name in RGB), ColorInterp.alpha)
+    _, read_valid = read_all(tmp_path / "alpha_beside_nodata.tif", bands=(1, 2, 3))
+    np.testing.assert_array_equal(read_valid, valid)
     floats = np.where(valid, values, np.nan).astype(np.float32)
     write_raster(tmp_path / "nan.tif", floats)
     for name in ("mask", "nodata", "alpha", "nan"):
