@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import queue
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from qgis.core import Qgis, QgsApplication, QgsMessageLog, QgsNetworkAccessManager, QgsTask
 from qgis.PyQt.QtCore import pyqtSignal
@@ -44,9 +46,13 @@ _WINDOWS = os.name == "nt"
 
 
 def folder() -> Path:
-    """Where environments are made: outside of the plugin, which an update replaces, and of profiles that roam."""
+    """Where this profile's environments are made: outside of the plugin, which an update replaces, and on Windows of
+    the profile, which may roam; paths are short there, and each profile removes what it no longer uses."""
+    profile = QgsApplication.qgisSettingsDirPath()
     local = os.environ.get("LOCALAPPDATA") if _WINDOWS else None
-    return Path(local, "qgis_iic") if local else Path(QgsApplication.qgisSettingsDirPath()) / "iic"
+    if not local:
+        return Path(profile) / "iic"
+    return Path(local, "qgis_iic", hashlib.sha256(profile.encode()).hexdigest()[:8])
 
 
 def make(
@@ -152,8 +158,9 @@ def _proxy() -> str:
     proxy = QgsNetworkAccessManager.instance().fallbackProxy()
     if proxy.type() != QNetworkProxy.ProxyType.HttpProxy or not proxy.hostName():
         return ""
-    user = f"{proxy.user()}:{proxy.password()}@" if proxy.user() else ""
-    return f"http://{user}{proxy.hostName()}:{proxy.port()}"
+    user, password = (quote(text, safe="") for text in (proxy.user(), proxy.password()))
+    account = f"{user}:{password}@" if user else ""
+    return f"http://{account}{proxy.hostName()}:{proxy.port()}"
 
 
 def _libraries(training: bool, wheels: str) -> list[str]:

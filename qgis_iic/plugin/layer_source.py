@@ -7,6 +7,7 @@ Windows are therefore computed from the file's geotransform, which GDAL gives.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,8 +163,29 @@ def _gdal_path(layer: QgsRasterLayer) -> str | None:
     parts = QgsProviderRegistry.instance().decodeUri("gdal", layer.source())
     if any(parts.get(kind) for kind in ("openOptions", "credentialOptions", "authcfg")):
         return None
-    path = Path(layer.source())
-    return str(path.absolute()) if path.exists() else layer.source()
+    source = layer.source()
+    if source.startswith("/vsimem/"):  # in the memory of QGIS
+        return None
+    path = str(Path(source).absolute()) if os.path.exists(source) else source  # noqa: PTH110 - pathlib's may raise
+    return _declaring(path, layer)
+
+
+def _declaring(path: str, layer: QgsRasterLayer) -> str:
+    """A virtual raster of the file that declares the no-data value that the user gave the layer, else the file itself.
+
+    A file has one such value: if it declares one that QGIS uses, that stays. Ranges of values are not taken.
+    """
+    provider = layer.dataProvider()
+    given = provider.userNoDataValues(1)
+    if (
+        not given
+        or given[0].min() != given[0].max()
+        or (provider.sourceHasNoDataValue(1) and provider.useSourceNoDataValue(1))
+    ):
+        return path
+    declaring = temporary_file(layer.name(), ".vrt")
+    gdal.Translate(declaring, path, format="VRT", noData=given[0].min())
+    return declaring
 
 
 def _crs_override(layer: QgsRasterLayer) -> str | None:

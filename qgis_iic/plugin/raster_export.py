@@ -29,6 +29,10 @@ PixelSize = Callable[[], float]
 """In metres on the ground; asked for only where a layer has no pixels of its own."""
 
 
+_MOST_PIXELS = 1e9
+"""That are fetched: a service sends as many within days, and none has been asked for that on purpose."""
+
+
 @dataclass(frozen=True)
 class RasterExport:
     """A part of a raster, to be written by `write` on any thread.
@@ -56,6 +60,7 @@ def plan_export(layer: QgsRasterLayer, extent: QgsRectangle, pixel_size: PixelSi
     The pixels are the raster's own where it has any, else of `pixel_size`.
 
     Raises:
+        SourceUnsuitable: too many of them.
         IicError: the raster has no pixels of its own, and `pixel_size` says why there is no other.
     """
     provider = layer.dataProvider()
@@ -65,6 +70,12 @@ def plan_export(layer: QgsRasterLayer, extent: QgsRectangle, pixel_size: PixelSi
     else:
         size = pixel_size()
         columns, rows = (side / size for side in _sides_in_metres(extent, layer.crs()))
+    if columns * rows > _MOST_PIXELS:
+        raise SourceUnsuitable(
+            tr("{name} would have to be fetched in {count} million pixels. Choose a smaller extent.").format(
+                name=layer.name(), count=round(columns * rows / 1e6)
+            )
+        )
     return RasterExport(
         layer.name(), provider.clone(), extent, layer.crs(), max(1, math.ceil(columns)), max(1, math.ceil(rows)), path
     )
@@ -84,6 +95,7 @@ def write(export: RasterExport, transforms: QgsCoordinateTransformContext, feedb
     writer.setCreateOptions(["TILED=YES", "COMPRESS=DEFLATE", "BIGTIFF=IF_SAFER"])
     progress = QgsRasterBlockFeedback()
     feedback.canceled.connect(progress.cancel, Qt.ConnectionType.DirectConnection)
+    progress.progressChanged.connect(feedback.setProgress, Qt.ConnectionType.DirectConnection)
     outcome = writer.writeRaster(pipe, export.columns, export.rows, export.extent, export.crs, transforms, progress)
     if feedback.isCanceled():
         raise Cancelled(tr("The run was cancelled; nothing was written."))
@@ -97,11 +109,11 @@ def write(export: RasterExport, transforms: QgsCoordinateTransformContext, feedb
 
 
 def _sides_in_metres(extent: QgsRectangle, crs: QgsCoordinateReferenceSystem) -> tuple[float, float]:
-    """Width and height through the middle, measured on the ellipsoid."""
+    """Width and height through the middle, measured on the ellipsoid in halves: the whole may go round the world."""
     measure = QgsDistanceArea()
     measure.setSourceCrs(crs, QgsCoordinateTransformContext())
     measure.setEllipsoid(crs.ellipsoidAcronym() or "EPSG:7030")
     middle = extent.center()
     west, east = (QgsPointXY(x, middle.y()) for x in (extent.xMinimum(), extent.xMaximum()))
     south, north = (QgsPointXY(middle.x(), y) for y in (extent.yMinimum(), extent.yMaximum()))
-    return measure.measureLine(west, east), measure.measureLine(south, north)
+    return measure.measureLine([west, middle, east]), measure.measureLine([south, middle, north])

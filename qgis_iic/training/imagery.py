@@ -83,7 +83,7 @@ def write_scenes(
         for files in [source.files(Path(config.data))]
         for path in files
     ]
-    plain = [entry for entry in listed if _dtype(entry[0], entry[1].crs) == DTYPE]
+    plain = [entry for entry in listed if _dtype(entry[0], entry[1], config.bands) == DTYPE]
     ordered = sorted(listed, key=lambda entry: entry not in plain)
     sums: list[_Sums] = []
     moments: Moments | None = None
@@ -118,8 +118,10 @@ def _files(folder: Path, number: int) -> list[Path]:
     return [folder / f"{number}_{name}.npy" for name in ("values", "valid", "usable")]
 
 
-def _dtype(path: str, crs: str | None) -> str:
-    with open_raster(path, crs) as raster:
+def _dtype(path: str, source: ImagerySource, names: tuple[str, ...]) -> str:
+    """Of a raster that has the bands that are asked for."""
+    with open_raster(path, source.crs) as raster:
+        raster.check_bands(source.bands, names)
         return raster.dtype
 
 

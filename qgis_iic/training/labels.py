@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import geopandas
 import numpy as np
+import pyogrio
 import pyproj
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj.enums import TransformDirection
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.features import rasterize
 from rasterio.warp import Resampling, reproject
+from shapely import Polygon
 
 from qgis_iic.engine.outputs import is_taken_as_it_is
 from qgis_iic.engine.raster import Raster, to_geographic
@@ -44,7 +47,7 @@ BLOCK = 512
 _POLYGONS = ("Polygon", "MultiPolygon")
 _POINTS = ("Point", "MultiPoint")
 _YES = ("1", "true", "yes")
-_NO = ("0", "false", "no")
+_NO = ("0", "false", "f", "no", "n", "none")
 
 Labels = NDArray[np.uint8]
 Bounds = tuple[float, float, float, float]
@@ -92,8 +95,7 @@ def labelled_blocks(raster: Raster, labels: Path, area: Path | None, within: Win
     if inside is None:
         raise outside
     window = inside
-    known = _read_features(labels, raster.crs) if area is None else _read(area, _POLYGONS)
-    features = _in_crs(known, raster.crs)
+    features = _placed(_read_features, labels, raster.crs) if area is None else _placed(_read_areas, area, raster.crs)
     covered = (_covered(raster, tuple(bounds)) for bounds in features.bounds.itertuples(index=False))
     parts = [part for each in covered if each is not None for part in [each.intersection(window)] if part is not None]
     if not parts:
@@ -198,16 +200,17 @@ def read_labels(
     """
     if _is_raster(labels):
         return _resample(labels, transform, shape, crs)
-    features = _read_features(labels, crs)
-    building = features[ATTRIBUTE].to_numpy()
-    inside = _burn(features[building], transform, shape, crs)
+    features = _placed(_read_features, labels, crs)
+    building = features[ATTRIBUTE]
+    near = _near(features, transform, shape)
+    inside = _burn(near[near[ATTRIBUTE]], transform, shape)
     if area is not None:
-        if (building & features["is_point"].to_numpy()).any():
+        if (building & features["is_point"]).any():
             raise LabelsInvalid(
                 f"{labels} marks buildings by points, and all else in {area} would count as background, their own "
                 "roofs included. Draw their footprints, or leave out the area and mark other ground as well."
             )
-        outside = _burn(_read(area, _POLYGONS), transform, shape, crs)
+        outside = _burn(_near(_placed(_read_areas, area, crs), transform, shape), transform, shape)
         inside &= outside
     elif building.all():
         raise LabelsInvalid(
@@ -216,7 +219,7 @@ def read_labels(
             f"polygons or points on other ground, with 0 in a column `{ATTRIBUTE}` that is 1 for buildings."
         )
     else:
-        outside = _burn(features[~building], transform, shape, crs)
+        outside = _burn(near[~near[ATTRIBUTE]], transform, shape)
     found = np.full(shape, UNLABELLED, np.uint8)
     found[outside] = BACKGROUND
     found[inside] = BUILDING
@@ -237,30 +240,55 @@ def _extent(labels: Path, area: Path | None, crs: pyproj.CRS | None) -> tuple[Bo
     if _is_raster(labels):
         with rasterio.open(labels) as dataset:
             own = pyproj.CRS.from_wkt(dataset.crs.to_wkt()) if dataset.crs else None
-            return tuple(dataset.bounds), own
-    frame = _read_features(labels, crs) if area is None else _read(area, _POLYGONS)
+            left, bottom, right, top = dataset.bounds
+            return (left, min(bottom, top), right, max(bottom, top)), own
+    frame = _read_features(labels, crs) if area is None else _read_areas(area, crs)
     return tuple(frame.total_bounds), frame.crs
 
 
-def _read(path: Path, types: tuple[str, ...]) -> geopandas.GeoDataFrame:
-    """The features of these geometry types."""
-    return _read_once(path, types, path.stat().st_mtime_ns if path.exists() else 0)
+def _placed(
+    read: Callable[[Path, pyproj.CRS | None], geopandas.GeoDataFrame], path: Path, crs: pyproj.CRS | None
+) -> geopandas.GeoDataFrame:
+    """What `read` gives, in `crs`, without features that have no place there."""
+    return _placed_once(read, path, crs, path.stat().st_mtime_ns if path.exists() else 0)
 
 
 @lru_cache(maxsize=4)
-def _read_once(path: Path, types: tuple[str, ...], _: int) -> geopandas.GeoDataFrame:
+def _placed_once(
+    read: Callable[[Path, pyproj.CRS | None], geopandas.GeoDataFrame], path: Path, crs: pyproj.CRS | None, _: int
+) -> geopandas.GeoDataFrame:
     """As of a time of modification: labels that lie far apart are asked for block by block."""
+    return _in_crs(read(path, crs), crs)
+
+
+def _near(features: geopandas.GeoDataFrame, transform: Affine, shape: tuple[int, int]) -> geopandas.GeoDataFrame:
+    """Those whose bounds touch a grid's."""
+    height, width = shape
+    corners = [transform @ corner for corner in ((0, 0), (0, height), (width, height), (width, 0))]
+    return features.iloc[features.sindex.query(Polygon(corners))]
+
+
+def _read_areas(path: Path, _: pyproj.CRS | None) -> geopandas.GeoDataFrame:
+    return _read(path, _POLYGONS)
+
+
+def _read(path: Path, types: tuple[str, ...]) -> geopandas.GeoDataFrame:
+    """The features of these geometry types, or the parts of them that are."""
     if not is_taken_as_it_is(path):
         raise LabelsInvalid(
             f"The labels in {path} can't be read: the library takes part of that name for an archive or an "
             "address. Take these out of it, and out of its folders: ! ; ?"
         )
     try:
-        frame = geopandas.read_file(path)
-    except Exception as error:  # pyogrio, fiona-less GDAL and missing files each raise their own
+        layers = [name for name, geometry in pyogrio.list_layers(path) if geometry is not None]
+        if len(layers) > 1:
+            raise LabelsInvalid(f"{path} holds several layers ({', '.join(layers)}). Export the one that is meant.")
+        frame = geopandas.read_file(path, layer=layers[0] if layers else None)
+    except (DataLayerError, DataSourceError, OSError, ValueError) as error:
         raise LabelsInvalid(f"The labels in {path} can't be read: {error}.") from error
     if not isinstance(frame, geopandas.GeoDataFrame):
         raise LabelsInvalid(f"The labels in {path} have no geometry.")
+    frame = frame.explode(ignore_index=True)  # collections, too, have parts
     found = frame[frame.geometry.notna() & frame.geom_type.isin(types) & ~frame.geometry.is_empty]
     if len(found) == 0:
         raise LabelsInvalid(f"{path} holds no polygons{' and no points' if _POINTS[0] in types else ''}.")
@@ -289,9 +317,10 @@ def _read_features(path: Path, crs: pyproj.CRS | None) -> geopandas.GeoDataFrame
 
 
 def _is_building(frame: geopandas.GeoDataFrame, path: Path) -> NDArray[np.bool_]:
-    if ATTRIBUTE not in frame:
+    column = next((name for name in frame.columns if name.lower() == ATTRIBUTE), None)
+    if column is None:
         return np.ones(len(frame), np.bool_)
-    values = frame[ATTRIBUTE]
+    values = frame[column]
     words = values.astype(str).str.strip().str.lower().str.removesuffix(".0")
     known = words.isin(_YES + _NO) | words.str.contains("[a-z]")
     if (values.isna() | ~known).any():
@@ -313,11 +342,8 @@ def _discs(points: geopandas.GeoSeries) -> geopandas.GeoSeries:
     return points.to_crs(local).buffer(POINT_RADIUS).to_crs(crs)
 
 
-def _burn(
-    polygons: geopandas.GeoDataFrame, transform: Affine, shape: tuple[int, int], crs: pyproj.CRS | None
-) -> NDArray[np.bool_]:
+def _burn(polygons: geopandas.GeoDataFrame, transform: Affine, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Pixels whose centre lies in one of them, bool [H, W]."""
-    polygons = _in_crs(polygons, crs)
     if len(polygons) == 0:
         return np.zeros(shape, np.bool_)
     burnt: Labels = rasterize(polygons.geometry, out_shape=shape, transform=transform, default_value=1, dtype="uint8")

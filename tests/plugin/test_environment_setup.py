@@ -7,9 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 from zipfile import ZipFile
 
 import pytest
+from qgis.core import QgsApplication, QgsNetworkAccessManager
+from qgis.PyQt.QtNetwork import QNetworkProxy
 
 from qgis_iic.plugin import engine_environment, environment_setup, settings
 from qgis_iic.plugin.environment_setup import SetupTask
@@ -190,6 +193,25 @@ def test_what_is_no_longer_used_goes_and_what_may_be_in_the_making_stays(
     environment_setup.remove_unused()
     wait(lambda: not (tmp_path / "settings" / "engine-1").exists())
     assert {path.name for path in (tmp_path / "settings").iterdir()} == {"engine-2", "engine-3", "something"}
+
+
+def test_profiles_on_windows_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment_setup, "_WINDOWS", True)
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    folders = set()
+    for profile in ("default", "work"):
+        monkeypatch.setattr(QgsApplication, "qgisSettingsDirPath", lambda profile=profile: f"/profiles/{profile}/")
+        folders.add(environment_setup.folder())
+    assert len(folders) == 2
+    assert {folder.parent for folder in folders} == {tmp_path / "local" / "qgis_iic"}
+
+
+def test_a_proxy_s_password_may_hold_any_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = QNetworkProxy(QNetworkProxy.ProxyType.HttpProxy, "proxy.corp", 8080, "DOM\\me", "p@ss/w#1")
+    monkeypatch.setattr(QgsNetworkAccessManager, "fallbackProxy", lambda _: proxy)
+    found = urlsplit(environment_setup._proxy())
+    assert (found.hostname, found.port) == ("proxy.corp", 8080)
+    assert (unquote(found.username or ""), unquote(found.password or "")) == ("DOM\\me", "p@ss/w#1")
 
 
 def test_pytorch_is_kept_in_mind(tmp_path: Path) -> None:

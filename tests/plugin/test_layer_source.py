@@ -15,6 +15,7 @@ from qgis.core import (
     QgsFeedback,
     QgsProject,
     QgsRasterLayer,
+    QgsRasterRange,
     QgsRectangle,
     QgsReferencedRectangle,
 )
@@ -198,6 +199,32 @@ def test_a_service_needs_a_model_that_says_its_pixel_size(
         path.write_bytes(content)
     with pytest.raises(error):
         read(tiles, around(85.5, 27.6, 100), str(path))
+
+
+def test_more_than_a_service_can_send_is_refused(tiles: QgsRasterLayer, model: Path) -> None:
+    world = QgsReferencedRectangle(tiles.extent(), tiles.crs())
+    for extent in (around(85.5, 27.6, 50_000), world):
+        with pytest.raises(SourceUnsuitable, match=r"million pixels\. Choose a smaller extent"):
+            read(tiles, extent, str(model))
+
+
+def test_a_no_data_value_of_the_layer_is_declared_to_the_engine(raster: Any) -> None:
+    layer = QgsRasterLayer(str(raster()), "town")
+    for band in range(1, layer.bandCount() + 1):
+        layer.dataProvider().setUserNoDataValue(band, [QgsRasterRange(255, 255)])
+    declaring = gdal.Open(read(layer).source.path)
+    assert [declaring.GetRasterBand(band).GetNoDataValue() for band in range(1, layer.bandCount() + 1)] == [255] * 3
+    original = gdal.Open(layer.source())
+    assert declaring.GetGeoTransform() == original.GetGeoTransform()
+    assert (declaring.ReadAsArray() == original.ReadAsArray()).all()
+
+
+def test_a_raster_in_memory_is_written_first(raster: Any, model: Path) -> None:
+    gdal.Translate("/vsimem/town.tif", str(raster()))
+    layer = QgsRasterLayer("/vsimem/town.tif", "town")
+    extent = QgsReferencedRectangle(layer.extent(), layer.crs())
+    assert read(layer, extent, str(model)).export is not None
+    gdal.Unlink("/vsimem/town.tif")
 
 
 def test_a_cancelled_export_is_cancelled(tiles: QgsRasterLayer, model: Path) -> None:

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import geopandas
 import numpy as np
+import pandas
+import pyogrio
 import pyproj
 import pytest
 from affine import Affine
-from shapely.geometry import LineString, MultiPoint, Point, Polygon, box
+from shapely.geometry import GeometryCollection, LineString, MultiPoint, Point, Polygon, box
 
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.tiling import Window
@@ -58,7 +60,8 @@ def write_features(
 
 
 @pytest.mark.parametrize(
-    ("yes", "no"), [(1, 0), (True, False), (1.0, 0.0), ("1", "0"), ("TRUE", "false"), ("yes", "No"), ("house", "no")]
+    ("yes", "no"),
+    [(1, 0), (True, False), (1.0, 0.0), ("1", "0"), ("TRUE", "false"), ("yes", "No"), ("house", "no"), ("y", "N")],
 )
 def test_polygons_that_say_what_they_are_need_no_area(tmp_path: Path, yes: object, no: object) -> None:
     features = [(ground(2, 3, 4, 2), yes), (ground(10, 10, 6, 6), no), (ground(12, 12, 2, 2), yes)]
@@ -87,6 +90,29 @@ def test_polygons_and_points_may_be_mixed(tmp_path: Path) -> None:
     assert (labels == 1).sum() == 8
     assert labels[30, 30] == 0
     assert 30 <= (labels == 0).sum() <= 40  # pi / 0.09 pixels
+
+
+def test_the_column_is_found_in_capitals_and_parts_of_collections_count(tmp_path: Path) -> None:
+    both = GeometryCollection([ground(2, 3, 4, 2), LineString([(0, 0), (1, 1)])])
+    path = write_features(tmp_path / "f.gpkg", [(both, 1), (ground(10, 10, 6, 6), 0)], column="BUILDING")
+    labels = read_labels(path, None, NORTH_UP, (20, 20), UTM)
+    assert (labels == 1).sum() == 8
+    assert (labels == 0).sum() == 36
+
+
+def test_of_several_layers_none_is_chosen(tmp_path: Path) -> None:
+    path = write_polygons(tmp_path / "f.gpkg", ground(2, 3, 4, 2))
+    pyogrio.write_dataframe(pandas.DataFrame({"useAsDefault": [1]}), path, layer="layer_styles")  # of QGIS
+    assert (read_labels(path, path, NORTH_UP, (20, 20), UTM) == 1).sum() == 8
+    geopandas.read_file(path, layer="f").to_file(path, layer="roads")
+    with pytest.raises(LabelsInvalid, match=r"several layers \(f, roads\)"):
+        read_labels(path, path, NORTH_UP, (20, 20), UTM)
+
+
+def test_a_name_that_the_library_would_misread_is_named(tmp_path: Path) -> None:
+    path = write_polygons(tmp_path / "f.gpkg", ground(2, 3, 4, 2)).rename(tmp_path / "f;1.gpkg")
+    with pytest.raises(LabelsInvalid, match="part of that name"):
+        read_labels(path, None, NORTH_UP, (20, 20), UTM)
 
 
 def test_features_without_a_word_or_with_an_odd_one_are_refused(tmp_path: Path) -> None:
@@ -181,6 +207,16 @@ def test_a_finer_label_raster_is_resampled_by_majority(tmp_path: Path) -> None:
     plane[0, :, 6:] = 255
     path = write_raster(tmp_path / "l.tif", plane, transform=NORTH_UP @ Affine.scale(1 / 3), nodata=255)
     assert read_labels(path, None, NORTH_UP, (1, 3), UTM).tolist() == [[1, 0, 255]]
+
+
+def test_a_label_raster_may_be_south_up(tmp_path: Path) -> None:
+    values = np.zeros((1, 20, 20), np.uint8)
+    values[0, 2:5, 3:9] = 1
+    flipped = NORTH_UP @ Affine.translation(0, 20) @ Affine.scale(1, -1)
+    path = write_raster(tmp_path / "l.tif", values[:, ::-1], transform=flipped)
+    with open_raster(write_raster(tmp_path / "r.tif", values)) as raster:
+        assert labelled_window(raster, path, None) == Window(0, 0, 20, 20)
+        np.testing.assert_array_equal(read_labels(path, None, NORTH_UP, (20, 20), raster.crs), values[0])
 
 
 def test_beyond_a_label_raster_nothing_is_labelled(tmp_path: Path) -> None:

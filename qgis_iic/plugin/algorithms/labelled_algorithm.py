@@ -166,7 +166,7 @@ def _write(
         raise LabelsInvalid(tr("The examples can't be written to {path}: {reason}").format(path=path, reason=message))
     if count == 0:
         raise LabelsInvalid(
-            tr("Nothing in {name} lies on the raster. Check its coordinate reference system.").format(
+            tr("Nothing in {name} lies on the raster. Is it empty? Else check its coordinate reference system.").format(
                 name=features.sourceName()
             )
         )
