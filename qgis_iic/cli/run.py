@@ -106,9 +106,10 @@ def run_job(job: Job, events: str) -> Result:
     from qgis_iic.engine.cancellation import Cancellation
 
     cancellation = Cancellation()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no terminal that hangs up
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda *_: cancellation.request())
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # on Windows no terminal hangs up
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda *_: cancellation.request())
     if events == "json":
         result = pipeline.run(job, lambda event: click.echo(encode(event)), cancellation)
         click.echo(encode(result))

@@ -126,9 +126,13 @@ def _publish_new(copy: Path, path: Path) -> bool:
         path.open("xb").close()
     except FileExistsError:
         return False
-    for journal in _JOURNALS:  # of a database that was deleted without them; SQLite would write them into this one
-        path.with_name(path.name + journal).unlink(missing_ok=True)
-    copy.replace(path)
+    try:
+        for journal in _JOURNALS:  # of a database that was deleted without them; SQLite would write them into this one
+            path.with_name(path.name + journal).unlink(missing_ok=True)
+        copy.replace(path)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 

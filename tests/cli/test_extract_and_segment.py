@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,11 @@ import rasterio
 from click.testing import CliRunner
 
 from qgis_iic.cli.main import COMMANDS, main
-from qgis_iic.protocol.errors import LayerExists, SourceNotFound
+from qgis_iic.engine import pipeline
+from qgis_iic.engine.cancellation import Cancellation
+from qgis_iic.protocol.errors import Cancelled, LayerExists, SourceNotFound
+from qgis_iic.protocol.events import Emit, Result
+from qgis_iic.protocol.job import Job
 from tests import sample_job
 
 
@@ -94,6 +99,31 @@ def test_a_defect_is_the_last_event_too(folder: Path, monkeypatch: pytest.Monkey
     result = CliRunner().invoke(main, arguments)
     assert isinstance(result.exception, ZeroDivisionError)
     assert json.loads(result.output.splitlines()[-1])["code"] == "internal"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_signals_cancel_unless_they_are_ignored(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, ignored: bool
+) -> None:
+    plain, number = pipeline.run, signal.Signals[name]
+
+    def interrupted(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
+        signal.raise_signal(number)
+        return plain(job, emit, cancellation)
+
+    monkeypatch.setattr(pipeline, "run", interrupted)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if ignored:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        result = CliRunner().invoke(main, ["segment", "scene.tif", "--model", "model.onnx", "--output", "c.tif"])
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert result.exit_code == (0 if ignored else Cancelled.exit_status)
+    assert Path("c.tif").exists() == ignored
+    assert not list(folder.glob(".*partial*"))
 
 
 def test_segment_of_a_window(folder: Path) -> None:

@@ -213,6 +213,16 @@ def test_a_new_file_that_another_run_made_meanwhile_is_kept(tmp_path: Path, monk
     assert layers(path) == {"theirs": 2, "ours": 1}
 
 
+def test_a_new_file_that_gets_no_name_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("in use")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OutputNotWritable, match="in use"):
+        write(tmp_path / "b.gpkg", layer("first", 1))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_deleted_files_journal_does_not_come_back(tmp_path: Path) -> None:
     path = tmp_path / "b.gpkg"
     with closing(sqlite3.connect(path)) as connection:
