@@ -19,7 +19,6 @@ import pyproj
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj.enums import TransformDirection
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.features import rasterize
@@ -281,11 +280,11 @@ def _read(path: Path, types: tuple[str, ...]) -> geopandas.GeoDataFrame:
         )
     try:
         layers = [name for name, geometry in pyogrio.list_layers(path) if geometry is not None]
-        if len(layers) > 1:
-            raise LabelsInvalid(f"{path} holds several layers ({', '.join(layers)}). Export the one that is meant.")
         frame = geopandas.read_file(path, layer=layers[0] if layers else None)
-    except (DataLayerError, DataSourceError, OSError, ValueError) as error:
+    except Exception as error:  # pyogrio, pyproj and missing files each raise their own
         raise LabelsInvalid(f"The labels in {path} can't be read: {error}.") from error
+    if len(layers) > 1:
+        raise LabelsInvalid(f"{path} holds several layers ({', '.join(layers)}). Export the one that is meant.")
     if not isinstance(frame, geopandas.GeoDataFrame):
         raise LabelsInvalid(f"The labels in {path} have no geometry.")
     frame = frame.explode(ignore_index=True)  # collections, too, have parts
