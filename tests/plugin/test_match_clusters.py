@@ -207,6 +207,12 @@ def run(algorithm: Any, context: Any, sample: Path, folder: Path, **changes: Any
     return results
 
 
+def test_a_model_that_will_go_with_qgis_says_so(algorithm: Any, context: Any, sample: Path, tmp_path: Path) -> None:
+    assert "temporary" not in run(algorithm, context, sample, tmp_path, LABELS=both_kinds())["log"]
+    results = run(algorithm, context, sample, tmp_path, LABELS=both_kinds(), OUTPUT="TEMPORARY_OUTPUT")
+    assert f"goes when QGIS ends. To keep it, copy it: {results['OUTPUT']}" in results["log"]
+
+
 def test_the_real_engine_writes_a_model_that_knows_buildings(
     algorithm: Any, context: Any, sample: Path, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ from qgis_iic.plugin import engine_environment, engine_process, raster_export, r
 from qgis_iic.plugin.algorithms.feedback_listener import FeedbackListener
 from qgis_iic.plugin.layer_source import Reading, read_layer
 from qgis_iic.plugin.model_file import read_metadata
+from qgis_iic.plugin.temporary_files import is_temporary
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.errors import Cancelled, IicError, SourceNotRaster
 from qgis_iic.protocol.events import Result
@@ -149,6 +150,12 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         if feedback.isCanceled():
             feedback.pushWarning(
                 tr("The run had ended before it could be cancelled: {path} is complete.").format(path=result.output)
+            )
+        if ".onnx" in self.endings and is_temporary(result.output):
+            feedback.pushWarning(
+                tr("The model is a temporary file, which goes when QGIS ends. To keep it, copy it: {path}").format(
+                    path=result.output
+                )
             )
         return self.results(result, context, feedback)
 
