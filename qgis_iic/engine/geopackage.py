@@ -67,6 +67,8 @@ def check_target(path: Path, layers: Sequence[str], *, overwrite: bool) -> None:
     with write_errors(path):
         if path.is_dir():
             raise OutputIsOtherKind(f"{path} is a folder. Choose the name of a GeoPackage file.")
+        if path.is_symlink() and not path.exists():
+            raise OutputNotWritable(f"{path} is a link to what is not there. Remove it, or choose another name.")
         header = _head(path) if path.exists() else None
     if header is None:
         if path.suffix.lower() != ".gpkg":
@@ -122,17 +124,14 @@ def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, 
 
 def _publish_new(copy: Path, path: Path) -> bool:
     """Gives a file its name, unless another run has taken that meanwhile."""
+    for journal in _JOURNALS:  # of a database that was deleted without them; SQLite would write them into this one
+        path.with_name(path.name + journal).unlink(missing_ok=True)
     try:
-        path.open("xb").close()
+        os.link(copy, path)  # other than a renaming, it replaces nothing
     except FileExistsError:
         return False
-    try:
-        for journal in _JOURNALS:  # of a database that was deleted without them; SQLite would write them into this one
-            path.with_name(path.name + journal).unlink(missing_ok=True)
+    except OSError:  # some file systems have no links
         copy.replace(path)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
     return True
 
 

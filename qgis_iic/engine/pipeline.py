@@ -31,7 +31,7 @@ from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
 from qgis_iic.engine.vectorization import Components, Vectorizer
 from qgis_iic.protocol.errors import ModelNotMatched
 from qgis_iic.protocol.events import Emit, Layer, Result, Started, Warned
-from qgis_iic.protocol.job import Job, Source, names_a_file, raster_name
+from qgis_iic.protocol.job import Job, Source, without_secrets
 from qgis_iic.protocol.model_metadata import ModelMetadata
 
 _SPECK = 0.5
@@ -346,7 +346,7 @@ def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:
     """What a later reader needs to make the output again, as texts."""
     metadata = session.metadata
     return {
-        "IIC_SOURCE": made.raster.path if names_a_file(made.raster.path) else raster_name(made.raster.path),
+        "IIC_SOURCE": without_secrets(made.raster.path),
         "IIC_BANDS": ",".join(map(str, made.reader.bands)),
         "IIC_CRS": made.raster.crs.to_string() if made.raster.crs else "",
         "IIC_WORKING_PIXEL_SCALE": ",".join(map(repr, made.reader.grid.scale)),

@@ -68,7 +68,7 @@ def read_layer(
 
     Raises:
         WindowOutside: the extent and the raster have no pixel in common.
-        SourceUnsuitable: no plain file and no extent, or no georeferencing and an extent.
+        SourceUnsuitable: a service and no extent, or no georeferencing and an extent.
         IicError: the raster has no pixels of its own, and `pixel_size` says why there is no other.
     """
     area = None if extent is None else _area(extent, layer, transforms)
@@ -173,7 +173,8 @@ def _gdal_path(layer: QgsRasterLayer) -> str | None:
 def _declaring(path: str, layer: QgsRasterLayer) -> str:
     """A virtual raster of the file that declares the no-data value that the user gave the layer, else the file itself.
 
-    A file has one such value: if it declares one that QGIS uses, that stays. Ranges of values are not taken.
+    A file has one such value: if it declares one that QGIS uses, that stays. Ranges of values are not taken, nor what
+    no pixel of its type can be. A mask band goes before either.
     """
     provider = layer.dataProvider()
     given = provider.userNoDataValues(1)
@@ -184,8 +185,12 @@ def _declaring(path: str, layer: QgsRasterLayer) -> str:
     ):
         return path
     declaring = temporary_file(layer.name(), ".vrt")
-    gdal.Translate(declaring, path, format="VRT", noData=given[0].min())
-    return declaring
+    try:
+        made = gdal.Translate(declaring, path, format="VRT", noData=given[0].min())
+    except RuntimeError:  # where Processing has turned GDAL's exceptions on
+        made = None
+    # GDAL brings the value to the type of the pixels, where it may be another.
+    return declaring if made is not None and made.GetRasterBand(1).GetNoDataValue() == given[0].min() else path
 
 
 def _crs_override(layer: QgsRasterLayer) -> str | None:
@@ -200,13 +205,13 @@ def _crs_override(layer: QgsRasterLayer) -> str | None:
 
 
 def _exported(layer: QgsRasterLayer, area: QgsGeometry | None, pixel_size: PixelSize) -> Reading:
-    if area is None:
+    if area is not None:
+        part = area.boundingBox().intersect(layer.extent())
+    elif layer.providerType() == "gdal":
+        part = layer.extent()
+    else:
         raise SourceUnsuitable(
-            tr(
-                "{name} is not a plain file that the engine can open by itself: it comes from a service or is opened "
-                "with options. Choose an extent, so that only that is fetched."
-            ).format(name=layer.name())
+            tr("{name} comes from a service. Choose an extent, so that only that is fetched.").format(name=layer.name())
         )
-    part = area.boundingBox().intersect(layer.extent())
     export = plan_export(layer, part, pixel_size, temporary_file(layer.name(), ".tif"))
     return Reading(layer.name(), Source(path=export.path), export)

@@ -30,7 +30,7 @@ PixelSize = Callable[[], float]
 
 
 _MOST_PIXELS = 1e9
-"""That are fetched: a service sends as many within days, and none has been asked for that on purpose."""
+"""That are fetched from a service: one sends as many within days, and none has been asked for that on purpose."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def plan_export(layer: QgsRasterLayer, extent: QgsRectangle, pixel_size: PixelSi
     The pixels are the raster's own where it has any, else of `pixel_size`.
 
     Raises:
-        SourceUnsuitable: too many of them.
+        SourceUnsuitable: too many of them to be fetched.
         IicError: the raster has no pixels of its own, and `pixel_size` says why there is no other.
     """
     provider = layer.dataProvider()
@@ -70,7 +70,7 @@ def plan_export(layer: QgsRasterLayer, extent: QgsRectangle, pixel_size: PixelSi
     else:
         size = pixel_size()
         columns, rows = (side / size for side in _sides_in_metres(extent, layer.crs()))
-    if columns * rows > _MOST_PIXELS:
+    if columns * rows > _MOST_PIXELS and layer.providerType() != "gdal":
         raise SourceUnsuitable(
             tr("{name} would have to be fetched in {count} million pixels. Choose a smaller extent.").format(
                 name=layer.name(), count=round(columns * rows / 1e6)

@@ -53,6 +53,14 @@ def raster_name(path: str) -> str:
     return re.split(r"[:<>\s]", path.lstrip("<"), maxsplit=1)[0]
 
 
+def without_secrets(path: str) -> str:
+    """A source's path, but for what may hold a password: of that the name alone."""
+    if names_a_file(path):
+        return path
+    plain = path.split("?", maxsplit=1)[0]
+    return raster_name(path) if re.search("[<=@]", plain) else plain
+
+
 @dataclass(frozen=True)
 class Source:
     """One raster of a job.

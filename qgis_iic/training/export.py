@@ -39,7 +39,7 @@ from qgis_iic.training.checkpoint import Checkpoint, load_best, restore_network
 from qgis_iic.training.config import TrainingConfig
 from qgis_iic.training.heads import HEADS, head_constants, head_nodes
 from qgis_iic.training.imagery import DTYPE, Moments
-from qgis_iic.training.model_file import COARSE_LOGITS, run_inner, weights_checksum, write_model
+from qgis_iic.training.model_file import COARSE_LOGITS, check_target, run_inner, weights_checksum, write_model
 from qgis_iic.training.network import (
     CHANNELS,
     CONTEXT_SIDES,
@@ -69,8 +69,9 @@ def export(checkpoint_path: Path, output: Path) -> ModelMetadata:
 
     Raises:
         ModelNotFound, ModelInvalid: see `checkpoint.load_best`; also where the graph differs from the network.
-        OutputIsOtherKind, OutputNotWritable: see `model_file.write_model`.
+        OutputIsOtherKind, OutputNotWritable: see `model_file.check_target` and `model_file.write_model`.
     """
+    check_target(output)
     checkpoint = load_best(checkpoint_path)
     network, config = restore_network(checkpoint)
     model = build_model(network, checkpoint.moments)

@@ -316,7 +316,8 @@ def _read_features(path: Path, crs: pyproj.CRS | None) -> geopandas.GeoDataFrame
 
 
 def _is_building(frame: geopandas.GeoDataFrame, path: Path) -> NDArray[np.bool_]:
-    column = next((name for name in frame.columns if name.lower() == ATTRIBUTE), None)
+    alike = [name for name in frame.columns if name.lower() == ATTRIBUTE]
+    column = ATTRIBUTE if ATTRIBUTE in alike else next(iter(alike), None)
     if column is None:
         return np.ones(len(frame), np.bool_)
     values = frame[column]

@@ -173,8 +173,9 @@ def match_by_hand(model: Path, building_clusters: Iterable[int], output: Path) -
 
     Raises:
         ModelInvalid: see `model_file.read_model`; also for a cluster that the model has not.
-        OutputIsOtherKind, OutputNotWritable: see `model_file.write_model`.
+        OutputIsOtherKind, OutputNotWritable: see `model_file.check_target` and `model_file.write_model`.
     """
+    check_target(output)
     proto, metadata = without_building_head(*read_model(model))
     matched = metadata.matched(tuple(sorted(set(building_clusters))), {"objective": MANUAL})
     write_model(proto, matched, output)

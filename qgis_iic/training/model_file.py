@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from qgis_iic.engine.session import sibling
 from qgis_iic.protocol.errors import ModelInvalid, ModelNotFound, OutputIsOtherKind, OutputNotWritable
-from qgis_iic.protocol.model_metadata import IMAGE_INPUT, ModelMetadata
+from qgis_iic.protocol.model_metadata import IMAGE_INPUT, KEY, ModelMetadata
 from qgis_iic.training.heads import feature_parts
 
 FEATURES = "features"
@@ -67,29 +68,36 @@ def read_siblings(path: Path) -> dict[Path, ModelMetadata]:
 
 
 def _read(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
+    model = _open(path)
+    return model, ModelMetadata.from_properties({entry.key: entry.value for entry in model.metadata_props})
+
+
+def _open(path: Path) -> onnx.ModelProto:
     try:
-        model = onnx.load(path)
+        if path.stat().st_size > onnx.checker.MAXIMUM_PROTOBUF:
+            raise ModelInvalid(f"{path} is larger than an ONNX model can be.")
+        return onnx.load(path, format="protobuf")
     except FileNotFoundError as error:
         raise ModelNotFound(f"There is no model at {path}.") from error
     except (DecodeError, OSError) as error:
         raise ModelInvalid(f"{path} is not an ONNX model: {error}.") from error
-    return model, ModelMetadata.from_properties({entry.key: entry.value for entry in model.metadata_props})
 
 
 def check_target(path: Path) -> None:
-    """Refuses to replace anything but a model file of any precision.
+    """Refuses to replace anything but a model file, of any precision and version.
 
     Raises:
         OutputIsOtherKind: the path is a folder or another file.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - pathlib's may raise
         return
+    refused = OutputIsOtherKind(f"{path} exists and is no model file. Choose another name; it was left as it is.")
     try:
-        _read(path)
+        model = _open(path)
     except ModelInvalid as error:
-        raise OutputIsOtherKind(
-            f"{path} exists and is no model file. Choose another name; it was left as it is."
-        ) from error
+        raise refused from error
+    if KEY not in (entry.key for entry in model.metadata_props):
+        raise refused
 
 
 def write_model(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
@@ -98,10 +106,8 @@ def write_model(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> 
     The metadata replace the model's earlier ones; the graph is written as it is.
 
     Raises:
-        OutputIsOtherKind: see `check_target`.
         OutputNotWritable: the folder is missing, full or not writable.
     """
-    check_target(path)
     written = onnx.ModelProto()
     written.CopyFrom(model)
     del written.metadata_props[:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 from qgis_iic.cli.main import COMMANDS, main
 from qgis_iic.engine import pipeline
 from qgis_iic.engine.cancellation import Cancellation
-from qgis_iic.protocol.errors import Cancelled, LayerExists, SourceNotFound
+from qgis_iic.protocol.errors import Cancelled, LayerExists, OutputNotWritable, SourceNotFound
 from qgis_iic.protocol.events import Emit, Result
 from qgis_iic.protocol.job import Job
 from tests import sample_job
@@ -124,6 +125,18 @@ def test_signals_cancel_unless_they_are_ignored(
     assert result.exit_code == (0 if ignored else Cancelled.exit_status)
     assert Path("c.tif").exists() == ignored
     assert not list(folder.glob(".*partial*"))
+
+
+def test_a_read_only_raster_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["segment", "scene.tif", "--model", "model.onnx", "--output", "c.tif", "--overwrite"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    before = Path("c.tif").read_bytes()
+    # Whatever its permissions, for the superuser a file can be written to.
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == OutputNotWritable.exit_status
+    assert "is read-only" in result.output
+    assert Path("c.tif").read_bytes() == before
 
 
 def test_segment_of_a_window(folder: Path) -> None:

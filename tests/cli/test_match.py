@@ -138,6 +138,13 @@ def test_only_a_model_is_ever_replaced(scene: Path, tmp_path: Path) -> None:
         assert scene.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["notes.json", "notes.pbtxt"])
+def test_text_is_no_model_either(scene: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\xff{ my notes")
+    arguments = ["match", str(scene.with_name("model.onnx")), "--building", "3", "--output", str(tmp_path / name)]
+    assert CliRunner().invoke(main, arguments).exit_code == OutputIsOtherKind.exit_status
+
+
 def test_missing_labels_are_named(scene: Path, tmp_path: Path) -> None:
     status, output = invoke(scene, "--labels", tmp_path / "none.geojson")
     assert status == 50

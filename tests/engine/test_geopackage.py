@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import tempfile
 from contextlib import closing
@@ -217,10 +218,26 @@ def test_a_new_file_that_gets_no_name_leaves_nothing(tmp_path: Path, monkeypatch
     def refuse(*_: object) -> None:
         raise PermissionError("in use")
 
+    monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(OutputNotWritable, match="in use"):
         write(tmp_path / "b.gpkg", layer("first", 1))
     assert not list(tmp_path.iterdir())
+
+
+def test_where_there_are_no_links_the_file_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write(tmp_path / "b.gpkg", layer("first", 1))
+    assert layers(tmp_path / "b.gpkg") == {"first": 1}
+
+
+def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "b.gpkg").symlink_to(tmp_path / "gone.gpkg")
+    with pytest.raises(OutputNotWritable, match="link to what is not there"):
+        check_target(tmp_path / "b.gpkg", ["first"], overwrite=False)
 
 
 def test_a_deleted_files_journal_does_not_come_back(tmp_path: Path) -> None:

@@ -179,15 +179,14 @@ def test_a_service_is_exported_with_the_model_s_pixels_on_the_ground(tiles: QgsR
 
 
 def test_a_service_without_an_extent_asks_for_one(tiles: QgsRasterLayer, model: Path) -> None:
-    with pytest.raises(SourceUnsuitable, match=r"service or is opened with options.*Choose an extent"):
+    with pytest.raises(SourceUnsuitable, match=r"from a service\. Choose an extent"):
         read(tiles, None, str(model))
 
 
 @pytest.mark.parametrize("part", ["option:NUM_THREADS=1", "credential:AWS_REGION=north"])
-def test_a_file_with_open_options_and_no_extent_asks_for_one(raster: Any, model: Path, part: str) -> None:
-    layer = QgsRasterLayer(f"{raster()}|{part}", "town")
-    with pytest.raises(SourceUnsuitable, match=r"service or is opened with options.*Choose an extent"):
-        read(layer, None, str(model))
+def test_a_file_with_open_options_is_exported_whole_without_an_extent(raster: Any, model: Path, part: str) -> None:
+    reading = read(QgsRasterLayer(f"{raster()}|{part}", "town"), None, str(model))
+    assert (reading.export.columns, reading.export.rows) == (40, 30)
 
 
 @pytest.mark.parametrize(("content", "error"), [(None, ModelNotFound), (b"x", ModelInvalid)])
@@ -219,11 +218,19 @@ def test_a_no_data_value_of_the_layer_is_declared_to_the_engine(raster: Any) -> 
     assert (declaring.ReadAsArray() == original.ReadAsArray()).all()
 
 
+@pytest.mark.parametrize("value", [-9999, 256, 0.5])
+def test_a_no_data_value_that_no_pixel_can_be_is_passed_over(raster: Any, value: float) -> None:
+    layer = QgsRasterLayer(str(raster()), "town")
+    layer.dataProvider().setUserNoDataValue(1, [QgsRasterRange(value, value)])
+    assert read(layer).source.path == layer.source()
+
+
 def test_a_raster_in_memory_is_written_first(raster: Any, model: Path) -> None:
     gdal.Translate("/vsimem/town.tif", str(raster()))
     layer = QgsRasterLayer("/vsimem/town.tif", "town")
-    extent = QgsReferencedRectangle(layer.extent(), layer.crs())
-    assert read(layer, extent, str(model)).export is not None
+    reading = read(layer, None, str(model))
+    raster_export.write(reading.export, TRANSFORMS, QgsFeedback())
+    assert (gdal.Open(reading.source.path).ReadAsArray() == gdal.Open("/vsimem/town.tif").ReadAsArray()).all()
     gdal.Unlink("/vsimem/town.tif")
 
 

@@ -21,6 +21,7 @@ from qgis_iic.protocol.job import (
     layer_names,
     raster_name,
     read_job,
+    without_secrets,
 )
 from qgis_iic.protocol.model_metadata import KEY, ModelMetadata
 
@@ -111,6 +112,11 @@ def test_minutes_that_are_none_are_refused(minutes: object) -> None:
 
 
 def test_names_of_rasters_hold_no_folders_and_no_secrets() -> None:
+    for path in ("/home/me/a.tif", "/vsis3/bucket/a.tif", "GPKG:/data/a.gpkg:ortho", "https://host/a.tif"):
+        assert without_secrets(path) == path
+    assert without_secrets("/vsicurl/https://host/a.tif?token=secret/1") == "/vsicurl/https://host/a.tif"
+    assert without_secrets("https://me:secret@host/a.tif") == "https"
+    assert without_secrets("PG:host=h user=u password=secret table=t") == "PG"
     assert raster_name("/home/me/a.tif") == "a.tif"
     assert raster_name("/vsicurl/https://host/a.tif?token=secret/1") == "a.tif"
     assert raster_name("PG:host=h user=u password=secret table=t") == "PG"

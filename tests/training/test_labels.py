@@ -100,6 +100,17 @@ def test_the_column_is_found_in_capitals_and_parts_of_collections_count(tmp_path
     assert (labels == 0).sum() == 36
 
 
+def test_the_column_of_that_very_name_comes_first(tmp_path: Path) -> None:
+    frame = geopandas.GeoDataFrame(
+        {"Building": ["Tower A", "Hall"], "building": [1, 0]},
+        geometry=[ground(2, 3, 4, 2), ground(10, 10, 6, 6)],
+        crs="EPSG:32645",
+    )
+    frame.to_file(tmp_path / "f.geojson")
+    labels = read_labels(tmp_path / "f.geojson", None, NORTH_UP, (20, 20), UTM)
+    assert [(labels == kind).sum() for kind in (1, 0)] == [8, 36]
+
+
 def test_of_several_layers_none_is_chosen(tmp_path: Path) -> None:
     path = write_polygons(tmp_path / "f.gpkg", ground(2, 3, 4, 2))
     pyogrio.write_dataframe(pandas.DataFrame({"useAsDefault": [1]}), path, layer="layer_styles")  # of QGIS

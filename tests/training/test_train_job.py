@@ -18,6 +18,7 @@ from qgis_iic.protocol.job import Source, TrainJob
 from qgis_iic.training import train_job
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.train_job import configuration
+from tests.onnx_models import brightness_model
 from tests.rasters import write_raster
 
 ENGINE = Path(__file__).resolve().parents[2] / "qgis_iic" / "engine_main.py"
@@ -120,10 +121,11 @@ def test_cancelling_leaves_nothing(job: TrainJob, tmp_path: Path) -> None:
         if isinstance(event, Progress):
             cancellation.request()
 
-    Path(job.output).write_text("of another run")
+    brightness_model(Path(job.output))
+    before = Path(job.output).read_bytes()
     with pytest.raises(Cancelled):
         train_job.run(job, emit, cancellation)
-    assert Path(job.output).read_text() == "of another run"
+    assert Path(job.output).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["mine.onnx"]
 
 
