@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from qgis_iic.cli.run import PATH, absolute, job_options, named_errors, run_job, source_path
-from qgis_iic.protocol.job import Job, Precision, Provider, Source, Window, layer_names
+from qgis_iic.protocol.job import Job, Precision, Provider, Source, Window
+from qgis_iic.protocol.names import layer_names
 
 
 @click.command(short_help="Building polygons of rasters, as GeoPackage layers.")

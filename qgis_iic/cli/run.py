@@ -13,7 +13,8 @@ import click
 
 from qgis_iic.protocol.errors import IicError
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, encode
-from qgis_iic.protocol.job import LEAST_MEMORY, Job, Precision, Provider, names_a_file
+from qgis_iic.protocol.job import LEAST_MEMORY, Job, Precision, Provider
+from qgis_iic.protocol.names import names_a_file
 
 PATH = click.Path(path_type=Path)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from qgis_iic.engine.footprints import FootprintFile
 from qgis_iic.engine.outputs import is_taken_as_it_is, write_errors
 from qgis_iic.protocol.errors import LayerExists, OutputIsOtherKind, OutputNotWritable
-from qgis_iic.protocol.job import folded
+from qgis_iic.protocol.names import folded
 
 _SQLITE_HEADER = b"SQLite format 3\0"
 _APPLICATION_ID = slice(68, 72)

@@ -31,8 +31,9 @@ from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
 from qgis_iic.engine.vectorization import Components, Vectorizer
 from qgis_iic.protocol.errors import ModelNotMatched
 from qgis_iic.protocol.events import Emit, Layer, Result, Started, Warned
-from qgis_iic.protocol.job import Job, Source, without_secrets
+from qgis_iic.protocol.job import Job, Source
 from qgis_iic.protocol.model_metadata import ModelMetadata
+from qgis_iic.protocol.names import without_secrets
 
 _SPECK = 0.5
 """Share of the minimum area below which a component is not even traced. The area of a pixel is that at the raster's

@@ -34,7 +34,7 @@ from qgis_iic.protocol.errors import (
     SourceNotRaster,
     SourceUnsuitable,
 )
-from qgis_iic.protocol.job import names_a_file
+from qgis_iic.protocol.names import names_a_file
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
-from qgis_iic.protocol.job import names_a_file
 from qgis_iic.protocol.model_metadata import NODATA
+from qgis_iic.protocol.names import names_a_file
 from qgis_iic.training.network import CHANNELS, STRIDE, halo
 from qgis_iic.training.smoothness import Difference
 

@@ -23,7 +23,6 @@ from torch import nn
 
 from qgis_iic import __version__
 from qgis_iic.protocol.errors import ModelInvalid
-from qgis_iic.protocol.job import raster_name
 from qgis_iic.protocol.model_metadata import (
     BUILDING_CLUSTERS_INPUT,
     CLASS_OUTPUT,
@@ -34,6 +33,7 @@ from qgis_iic.protocol.model_metadata import (
     PROBABILITY_SCALE,
     ModelMetadata,
 )
+from qgis_iic.protocol.names import raster_name
 from qgis_iic.training.building_head import CLASS_LOGITS, CLUSTER_LOGITS, SHARE, UPSAMPLING, cluster_share, upsampled
 from qgis_iic.training.checkpoint import Checkpoint, load_best, restore_network
 from qgis_iic.training.config import TrainingConfig

@@ -15,7 +15,8 @@ from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import ModelNotMatched
 from qgis_iic.protocol.events import Emit, Progress, Result, Started, Warned
-from qgis_iic.protocol.job import EvaluateJob, FineTuneJob, LabelledJob, MatchJob, raster_name
+from qgis_iic.protocol.job import EvaluateJob, FineTuneJob, LabelledJob, MatchJob
+from qgis_iic.protocol.names import raster_name
 from qgis_iic.training.matching import match
 from qgis_iic.training.model_file import check_target, read_model
 from qgis_iic.training.regions import READINGS, Advance, RegionSource, in_blocks, labelled_plan

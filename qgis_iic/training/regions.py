@@ -18,8 +18,9 @@ from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Tile, Window
 from qgis_iic.protocol.errors import LabelsInvalid
-from qgis_iic.protocol.job import Source, raster_name
+from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
+from qgis_iic.protocol.names import raster_name
 from qgis_iic.training.assignments import Assignment, SharedAssignment, WholeAssignment
 from qgis_iic.training.labels import UNLABELLED, Labels, labelled_blocks, labelled_window, read_labels
 from qgis_iic.training.model_file import COARSE_LOGITS, open_inner, read_model

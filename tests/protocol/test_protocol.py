@@ -10,20 +10,9 @@ import pytest
 
 from qgis_iic.protocol.errors import ERRORS, DiskFull, EventInvalid, IicError, JobInvalid, ModelInvalid, error_of
 from qgis_iic.protocol.events import Event, Failed, Layer, Progress, Result, Started, Warned, decode, encode
-from qgis_iic.protocol.job import (
-    AnyJob,
-    EvaluateJob,
-    FineTuneJob,
-    Job,
-    MatchJob,
-    Source,
-    TrainJob,
-    layer_names,
-    raster_name,
-    read_job,
-    without_secrets,
-)
+from qgis_iic.protocol.job import AnyJob, EvaluateJob, FineTuneJob, Job, MatchJob, Source, TrainJob, read_job
 from qgis_iic.protocol.model_metadata import KEY, ModelMetadata
+from qgis_iic.protocol.names import layer_names, raster_name, without_secrets
 
 JOB = Job(
     task="extract",

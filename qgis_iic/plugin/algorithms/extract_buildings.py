@@ -30,7 +30,8 @@ from qgis_iic.plugin.algorithms.engine_algorithm import (
 from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.events import Result
-from qgis_iic.protocol.job import Job, layer_names
+from qgis_iic.protocol.job import Job
+from qgis_iic.protocol.names import layer_names
 
 MIN_AREA = "MIN_AREA"
 MAX_HOLE_AREA = "MAX_HOLE_AREA"
