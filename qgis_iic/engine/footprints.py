@@ -14,7 +14,7 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from qgis_iic.engine.raster import is_on_earth, to_geographic
+from qgis_iic.engine.crs import geod_of, is_on_earth, to_geographic
 from qgis_iic.engine.regularisation import regularised
 from qgis_iic.engine.vectorization import Components
 
@@ -165,7 +165,7 @@ def ring_areas(rings: Rings, crs: pyproj.CRS | None, about: Point) -> Doubles:
     """
     vertices, ring = rings
     if is_on_earth(crs):
-        geod = _geod(crs)
+        geod = geod_of(crs)
         # Exact wherever the centre lies but opposite of it, where the middle of a scene across the 180th meridian is.
         longitude, latitude = to_geographic(crs).transform(*about)
         equal_area = pyproj.Proj(proj="laea", lon_0=longitude, lat_0=latitude, a=geod.a, b=geod.b, preserve_units=True)
@@ -194,7 +194,7 @@ def perimeters(rings: Rings, owner: Ints, crs: pyproj.CRS | None) -> Doubles:
     vertices, ring = rings
     if is_on_earth(crs):
         height = np.zeros(len(ring))
-        vertices = np.stack(_to_geocentric(_geod(crs)).transform(vertices[0], vertices[1], height))
+        vertices = np.stack(_to_geocentric(geod_of(crs)).transform(vertices[0], vertices[1], height))
     start = _edges(ring)
     sides = vertices[:, start + 1] - vertices[:, start]
     return _sums(owner[ring[start]], np.sqrt((sides**2).sum(axis=0)))
@@ -234,10 +234,6 @@ def _polygons(rings: Rings, owner: Ints) -> Polygons:
 def _sums(number: Ints, values: Doubles) -> Doubles:
     """Sum of the values of each number from 0 to the highest, added in their order."""
     return np.asarray(np.bincount(number, values), np.float64)
-
-
-def _geod(crs: pyproj.CRS) -> pyproj.Geod:
-    return crs.get_geod() or pyproj.Geod(ellps="WGS84")
 
 
 def _to_geocentric(geod: pyproj.Geod) -> pyproj.Transformer:

@@ -1,9 +1,10 @@
 """Building layers in a GeoPackage, all of a run or none, whatever else the file holds.
 
-A new file is written under a temporary name and renamed. An existing one is copied by SQLite's own backup, which sees
-what other programs have committed to it; layers are added to the copy, and the backup then runs the other way in one
-transaction: readers such as QGIS keep their connection, and a crash in the middle rolls back. Where another program has
-committed something meanwhile, it is all done again on what is there now.
+A new file is written under a temporary name and gets its own, unless another run has taken it meanwhile. An existing
+one is copied by SQLite's own backup, which sees what other programs have committed to it; layers are added to the copy,
+and the backup then runs the other way in one transaction: readers such as QGIS keep their connection, and a crash in
+the middle rolls back. Where another program has committed something meanwhile, it is all done again on what is there
+now.
 """
 
 from __future__ import annotations
@@ -106,14 +107,13 @@ def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, 
     for _ in range(_ATTEMPTS):
         check_target(path, [layer.name for layer in layers], overwrite=overwrite)
         with write_errors(path):
+            copy.unlink(missing_ok=True)
             if not path.exists():
-                copy.unlink(missing_ok=True)
                 _write(copy, layers, {})
                 if _publish_new(copy, path):
                     return
                 continue
             with _watched(path) as unchanged:
-                copy.unlink(missing_ok=True)
                 _backup(path, copy)
                 _write(copy, layers, _tables(path)[0])
                 if unchanged():

@@ -19,12 +19,13 @@ from qgis_iic import __version__
 from qgis_iic.engine import class_raster, geopackage
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock
+from qgis_iic.engine.crs import is_on_earth
 from qgis_iic.engine.footprints import FootprintFile, footprints
 from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.overlap import made_ahead, mapped
 from qgis_iic.engine.progress import RunProgress
-from qgis_iic.engine.raster import GridReader, Raster, is_on_earth, open_raster, working_grid
+from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
 from qgis_iic.engine.session import Session, bytes_per_pixel
 from qgis_iic.engine.stitching import Planes, Strip, strips
 from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows

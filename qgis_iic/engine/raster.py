@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
 import numpy as np
 import pyproj
@@ -24,6 +23,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window as RasterioWindow
 
+from qgis_iic.engine.crs import geod_of, is_on_earth, to_geographic
 from qgis_iic.engine.resampling import resample, taps_between
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.bands import default_bands
@@ -99,8 +99,7 @@ class Raster:
         ends = [(column - 0.5, row), (column + 0.5, row), (column, row - 0.5), (column, row + 0.5)]
         x, y = zip(*(self.transform @ end for end in ends), strict=True)
         longitude, latitude = to_geographic(self.crs).transform(x, y)
-        geod = self.crs.get_geod() or pyproj.Geod(ellps="WGS84")
-        _, _, distances = geod.inv(longitude[0::2], latitude[0::2], longitude[1::2], latitude[1::2])
+        _, _, distances = geod_of(self.crs).inv(longitude[0::2], latitude[0::2], longitude[1::2], latitude[1::2])
         return float(distances[0]), float(distances[1])
 
     def default_bands(self, names: tuple[str, ...]) -> tuple[int, ...]:
@@ -236,20 +235,6 @@ def _crs_of(dataset: rasterio.DatasetReader, override: str | None) -> pyproj.CRS
         return pyproj.CRS.from_user_input(text)
     except pyproj.exceptions.CRSError as error:
         raise SourceUnsuitable(f"The coordinate reference system {text!r} is not known: {error}.") from error
-
-
-def is_on_earth(crs: pyproj.CRS | None) -> TypeGuard[pyproj.CRS]:
-    """Whether its coordinates can be brought to longitude and latitude; others are taken as metres in a plane."""
-    return crs is not None and (crs.is_geographic or crs.is_projected)
-
-
-def to_geographic(crs: pyproj.CRS) -> pyproj.Transformer:
-    """From coordinates of `crs` in (x, y) order to longitude and latitude on its own datum, in degrees."""
-    geographic = crs.geodetic_crs or pyproj.CRS("EPSG:4326")
-    if geographic.axis_info[0].unit_name != "degree":  # grads east of Paris
-        geod = crs.get_geod() or pyproj.Geod(ellps="WGS84")
-        geographic = pyproj.CRS.from_dict({"proj": "longlat", "a": geod.a, "b": geod.b})
-    return pyproj.Transformer.from_crs(crs, geographic, always_xy=True)
 
 
 @dataclass(frozen=True)

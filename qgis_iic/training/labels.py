@@ -25,8 +25,9 @@ from rasterio.features import rasterize
 from rasterio.warp import Resampling, reproject
 from shapely import Polygon
 
+from qgis_iic.engine.crs import is_on_earth, to_geographic
 from qgis_iic.engine.outputs import is_taken_as_it_is
-from qgis_iic.engine.raster import Raster, to_geographic
+from qgis_iic.engine.raster import Raster
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid
 
@@ -50,6 +51,8 @@ _NO = ("0", "false", "f", "no", "n", "none")
 
 Labels = NDArray[np.uint8]
 Bounds = tuple[float, float, float, float]
+Reading = Callable[[Path, "pyproj.CRS | None"], geopandas.GeoDataFrame]
+"""Of a file's features, for a raster in that CRS."""
 
 
 def labelled_window(raster: Raster, labels: Path, area: Path | None) -> Window:
@@ -245,17 +248,13 @@ def _extent(labels: Path, area: Path | None, crs: pyproj.CRS | None) -> tuple[Bo
     return tuple(frame.total_bounds), frame.crs
 
 
-def _placed(
-    read: Callable[[Path, pyproj.CRS | None], geopandas.GeoDataFrame], path: Path, crs: pyproj.CRS | None
-) -> geopandas.GeoDataFrame:
+def _placed(read: Reading, path: Path, crs: pyproj.CRS | None) -> geopandas.GeoDataFrame:
     """What `read` gives, in `crs`, without features that have no place there."""
     return _placed_once(read, path, crs, path.stat().st_mtime_ns if path.exists() else 0)
 
 
 @lru_cache(maxsize=4)
-def _placed_once(
-    read: Callable[[Path, pyproj.CRS | None], geopandas.GeoDataFrame], path: Path, crs: pyproj.CRS | None, _: int
-) -> geopandas.GeoDataFrame:
+def _placed_once(read: Reading, path: Path, crs: pyproj.CRS | None, _: int) -> geopandas.GeoDataFrame:
     """As of a time of modification: labels that lie far apart are asked for block by block."""
     return _in_crs(read(path, crs), crs)
 
@@ -334,7 +333,7 @@ def _is_building(frame: geopandas.GeoDataFrame, path: Path) -> NDArray[np.bool_]
 def _discs(points: geopandas.GeoSeries) -> geopandas.GeoSeries:
     """Of `POINT_RADIUS` on the ground: degrees and the stretched metres of a Mercator projection are none."""
     crs = points.crs
-    if crs is None or not (crs.is_geographic or crs.is_projected):
+    if not is_on_earth(crs):
         return points.buffer(POINT_RADIUS)
     left, bottom, right, top = points.total_bounds
     longitude, latitude = to_geographic(crs).transform((left + right) / 2, (bottom + top) / 2)

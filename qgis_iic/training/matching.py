@@ -133,8 +133,8 @@ def match(
 
     Raises:
         LabelsInvalid: see `labels.read_labels` and `check_labels`.
-        IicError: see `regions.RegionReader`, `model_file.read_model`, and `model_file.check_target`, before anything is
-            computed.
+        OutputIsOtherKind: see `model_file.check_target`; before anything is computed.
+        IicError: see `regions.RegionReader`, `model_file.read_model` and `model_file.write_model`.
     """
     check_target(output)
     proto, metadata = without_building_head(*read_model(model))

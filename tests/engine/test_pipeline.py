@@ -136,6 +136,14 @@ def test_finer_pixels_are_resampled(tmp_path: Path, model: Path) -> None:
     assert any(isinstance(event, Warned) and "resampled" in event.message for event in events)
 
 
+@pytest.mark.parametrize("crs", [None, 'LOCAL_CS["site",UNIT["metre",1]]', "EPSG:4978"])
+def test_coordinates_that_are_taken_as_metres_are_said_to_be(tmp_path: Path, model: Path, crs: str | None) -> None:
+    scene = write_raster(tmp_path / "scene.tif", town(130, 200, ROOFS), crs=crs)
+    table, events = extract(scene, model)
+    assert table["area_m2"].sum() == pytest.approx(ROOF_PIXELS * 0.09)
+    assert any(isinstance(event, Warned) and "taken as metres" in event.message for event in events)
+
+
 def test_buildings_without_end_are_cut_off_with_a_warning(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
