@@ -31,7 +31,7 @@ from affine import Affine
 from inference_table import table
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from stand_ins import write_full, write_stub, write_virtual
+from stand_ins import write_stub, write_virtual
 
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.pipeline import plan, run
@@ -47,7 +47,7 @@ from qgis_iic.protocol.model_metadata import IMAGE_INPUT, OUTPUTS
 PROJECT = Path(__file__).resolve().parents[1]
 OUT = PROJECT / "benchmarks" / "out"
 SCENE = Path(os.environ.get("QGIS_IIC_DATA", PROJECT.parent / "shared" / "data")) / "banepa" / "scene.tif"
-QUARTER = PROJECT / "models" / "iic_rgb_small.onnx"
+FULL, QUARTER = PROJECT / "models" / "iic_rgb.onnx", PROJECT / "models" / "iic_rgb_small.onnx"
 
 PART = (3000, 3000, 4400, 4400)
 """Of the scene, in its pixels, for the full-width network: 4 million working pixels."""
@@ -132,8 +132,7 @@ def measured(arguments: argparse.Namespace, providers: list[str], folder: Path) 
     def row(**facts: Any) -> dict[str, Any]:
         return child({**facts, "rounds": arguments.rounds, "folder": str(folder)})
 
-    full, stub = folder / "full.onnx", folder / "stub.onnx"
-    write_full(full, PROJECT / "models" / "iic_rgb.toml", QUARTER)
+    stub = folder / "stub.onnx"
     write_stub(stub, QUARTER)
     peaks = [
         {
@@ -147,13 +146,13 @@ def measured(arguments: argparse.Namespace, providers: list[str], folder: Path) 
     extractions, naive, growth = [], [], []
     for provider in providers:
         on_cpu = provider == "cpu"
-        networks = [("quarter width", QUARTER, None), ("full width", full, PART if on_cpu else None)]
+        networks = [("quarter width", QUARTER, None), ("full width", FULL, PART if on_cpu else None)]
         naive += [
             {"network": name, **row(kind="naive", model=str(model), window=window, provider=provider)}
             for name, model, window in networks
         ]
         if on_cpu and arguments.whole:
-            networks.append(("full width", full, None))
+            networks.append(("full width", FULL, None))
         extractions += [
             {
                 "network": name,
@@ -169,7 +168,7 @@ def measured(arguments: argparse.Namespace, providers: list[str], folder: Path) 
                 growing.append(("quarter width", QUARTER, "int8", sides[-1]))
             growing += [("stub", stub, "fp32", side) for side in sides]
         else:
-            growing = [("full width", full, "fp16", side) for side in sides]
+            growing = [("full width", FULL, "fp16", side) for side in sides]
         growth += [
             {"network": name, **row(kind="growth", model=str(model), provider=provider, precision=precision, side=side)}
             for name, model, precision, side in growing
@@ -258,7 +257,7 @@ def extraction(
         runs.append(extracted(job)[0].seconds)
         bare.append(best(lambda: session.run(values), 4))
     seconds = min(runs, key=lambda of_run: of_run["total"])
-    operations = convolution_operations(session.path, tile)
+    operations = convolution_operations(Path(model), tile)
     return {
         "provider": provider,
         "precision": precision,
@@ -388,7 +387,7 @@ def peak_memory() -> float:
 
 
 def convolution_operations(path: Path, tile: Window) -> float:
-    """Operations of a graph's convolutions on one tile; an addition and a multiplication are two."""
+    """Operations of the convolutions of a graph in fp32 on one tile; an addition and a multiplication are two."""
     model = onnx.load(path)
     for dimension, value in zip(
         model.graph.input[0].type.tensor_type.shape.dim, (1, 3, tile.height, tile.width), strict=True
@@ -399,9 +398,8 @@ def convolution_operations(path: Path, tile: Window) -> float:
     weights = {entry.name: list(entry.dims) for entry in graph.initializer}
     total = 0.0
     for node in graph.node:
-        if node.op_type in ("Conv", "QLinearConv"):
-            name = node.input[1 if node.op_type == "Conv" else 3]
-            weight = weights.get(name) or sizes[name]
+        if node.op_type == "Conv":
+            weight = weights.get(node.input[1]) or sizes[node.input[1]]
             total += 2 * float(np.prod(weight)) * float(np.prod(sizes[node.output[0]][2:]))
     return total
 

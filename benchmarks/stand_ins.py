@@ -1,4 +1,4 @@
-"""What benchmarks/inference.py measures on where nothing of the kind is at hand: networks and rasters made here."""
+"""What benchmarks/inference.py measures on where nothing of the kind is at hand: a network and rasters made here."""
 
 from __future__ import annotations
 
@@ -10,46 +10,7 @@ import onnx
 import rasterio
 from onnx import TensorProto, helper, numpy_helper
 
-from qgis_iic.engine.session import sibling
 from qgis_iic.protocol.model_metadata import IMAGE_INPUT, OUTPUTS
-
-
-def write_full(path: Path, recipe: Path, model: Path) -> None:
-    """The published network at its full width, with random weights, and its siblings; int8 is calibrated on noise.
-
-    Args:
-        path: of the file to write.
-        recipe: of a network of that width, with other heads.
-        model: whose metadata it takes otherwise.
-    """
-    import torch
-
-    from qgis_iic.training.checkpoint import build_network
-    from qgis_iic.training.config import load_config
-    from qgis_iic.training.export import build_model
-    from qgis_iic.training.model_file import read_model, write_model
-    from qgis_iic.training.precisions import to_fp16, to_int8
-
-    config = load_config(recipe)
-    shape = replace(config.network, multi_layer=False)  # the published heads see the last layer alone
-    config = replace(config, network=shape)
-    _, metadata = read_model(model)
-    torch.manual_seed(0)
-    metadata = replace(
-        metadata,
-        clusters=shape.clusters,
-        classes=shape.classes,
-        halo=shape.halo,
-        decision="clusters",
-        building_clusters=tuple(range(shape.clusters // 4)),
-        training={"config": config.to_record()},  # the memory of a tile follows from the width
-    )
-    made = build_model(build_network(config).eval(), (metadata.mean, metadata.std))
-    write_model(made, metadata, path)
-    noise = np.random.default_rng(0).integers(0, 256, (3, 128, 128)).astype(np.float32)
-    for precision, copy in (("int8", to_int8(made, [noise])), ("fp16", to_fp16(made))):
-        facts = replace(metadata, precision={"kind": precision, "of_weights_sha256": metadata.weights_sha256})
-        write_model(copy, facts, sibling(path, precision))
 
 
 def write_stub(path: Path, model: Path) -> None:

@@ -41,7 +41,7 @@ def command(
     Of --places, int8 is calibrated on up to 8 tiles of the ground to match on, and compared on all the ground to score
     on. Of each raster of --imagery, up to 8 tiles of 320 x 320 pixels are drawn to calibrate on and up to 16 others to
     compare on. With both, all of it counts. fp16 needs no calibration; a processor rounds what a GPU would. With
-    models/places.toml it takes a minute or two for iic_rgb_small, and up to eight for iic_rgb.
+    models/places.toml it takes a minute or two for iic_rgb_small, and up to nine for iic_rgb.
 
     What is measured holds for int8 on processors like the one that measures: on x86 ones without VNNI, sums of bytes
     may saturate in ONNX Runtime.

@@ -121,39 +121,39 @@ def write_model(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> 
         raise OutputNotWritable(f"The model {path} can't be written: {error}.") from error
 
 
-def open_inner(model: onnx.ModelProto, name: str) -> Callable[[NDArray[np.float32]], Tensor]:
-    """Opens the graph once for an output, a float32 [N, channels, h, w] tensor from inside it, or `FEATURES`.
+def open_inner(model: onnx.ModelProto, *names: str) -> Callable[[NDArray[np.float32]], list[Tensor]]:
+    """Opens the graph once for outputs, float32 tensors from inside it, or `FEATURES`.
 
     Returns:
-        What computes the tensor of that name from raw pixels, float32 [N, bands, H, W].
+        What computes the tensors of these names from raw pixels, float32 [N, bands, H, W].
 
     Raises:
         ModelInvalid: the graph has no such tensor: it is not one of `iic export`.
     """
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
-    if name == FEATURES and (parts := feature_parts(model)):
+    if FEATURES in names and (parts := feature_parts(model)):
         opened.graph.node.append(onnx.helper.make_node("Concat", list(parts), [FEATURES], axis=1))
-    if not any(name in node.output for node in opened.graph.node):
-        raise ModelInvalid(f"The model's graph has no tensor `{name}`: it is not one of `iic export`.")
-    if name not in {output.name for output in opened.graph.output}:
-        opened.graph.output.append(
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", f"{name}_channels", "h", "w"])
-        )
+    made = {name for node in opened.graph.node for name in node.output}
+    for name in names:
+        if name not in made:
+            raise ModelInvalid(f"The model's graph has no tensor `{name}`: it is not one of `iic export`.")
+        if name not in {output.name for output in opened.graph.output}:
+            opened.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it would warn of the initializer that can be overridden, which is meant
     session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
-    def run(image: NDArray[np.float32]) -> Tensor:
-        tensor: Tensor = session.run([name], {IMAGE_INPUT: image})[0]
-        return tensor
+    def run(image: NDArray[np.float32]) -> list[Tensor]:
+        tensors: list[Tensor] = session.run(list(names), {IMAGE_INPUT: image})
+        return tensors
 
     return run
 
 
 def run_inner(model: onnx.ModelProto, name: str, image: NDArray[np.float32]) -> Tensor:
-    """`open_inner` for a single image."""
-    return open_inner(model, name)(image)
+    """`open_inner` for a single tensor of a single image."""
+    return open_inner(model, name)(image)[0]
 
 
 def weights_checksum(model: onnx.ModelProto) -> str:

@@ -110,7 +110,7 @@ def sample_features(
                 core_rows, core_cols = tile.core.slices_in(tile.window)
                 kept = valid[core_rows, core_cols][rows, cols]
                 rows, cols = rows[kept], cols[kept]
-                features = compute(np.where(valid, values, mean)[None])[0]
+                features = compute(np.where(valid, values, mean)[None])[0][0]
                 step = metadata.stride
                 vectors.append(features[:, (core_rows.start + rows) // step, (core_cols.start + cols) // step].T)
                 targets.append(labels[tile.core.slices_in(made.window)][rows, cols] == BUILDING)

@@ -1,6 +1,6 @@
 """A model in another precision, written only where it finds the same buildings as in float32.
 
-How the graphs are made is in `precisions`; here they are calibrated on some ground and compared on other.
+How the graphs are made is in `int8` and `fp16`; here they are calibrated on some ground and compared on other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from qgis_iic.engine.pipeline import Plan, answer, plan
@@ -25,11 +24,13 @@ from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.errors import ModelNotMatched, PrecisionInexact, SourceUnsuitable
 from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
+from qgis_iic.training.adaptive_rounding import Floats
 from qgis_iic.training.evaluation import confusion
+from qgis_iic.training.fp16 import rounded_as_fp16, to_fp16
+from qgis_iic.training.int8 import to_int8
 from qgis_iic.training.labels import UNLABELLED, Labels
 from qgis_iic.training.model_file import Kind, read_model, weights_checksum, write_model
 from qgis_iic.training.places import Place
-from qgis_iic.training.precisions import Floats, rounded_as_fp16, to_fp16, to_int8
 from qgis_iic.training.regions import labelled_plan
 
 LEAST_AGREEMENT = 0.995
@@ -38,8 +39,6 @@ LARGEST_LOSS = 0.005
 """Most that the building IoU may fall."""
 CALIBRATION_TILES, COMPARISON_TILES = 8, 16
 """Of each ground at most. Of a place, all that is scored on is compared."""
-FLOAT_LAYERS = (1, 2)
-"""First convolutions that stay in float32 with int8: the fewest with which the masks agree."""
 TILE_SIZE = 320
 """Side in pixels, halo included, of the tiles of a raster: small ones lie all over it."""
 
@@ -82,32 +81,18 @@ def quantise(model: Path, kind: Kind, grounds: Iterable[Place | Path]) -> ModelM
         )
     with ExitStack() as rasters:
         opened = [rasters.enter_context(open_ground(ground, metadata)) for ground in grounds]
-        for candidate in _candidates(proto, metadata, kind, opened):
-            made, compared = candidate
-            with tempfile.TemporaryDirectory() as folder:
-                write_model(compared, metadata, Path(folder) / model.name)
-                sessions = Session(model, "cpu"), Session(Path(folder) / model.name, "cpu")
-                places = [_compare(ground, *sessions) for ground in opened]
-            if not (failures := failures_of(places)):
-                break
-    if failures:
+        made = to_fp16(proto) if kind == "fp16" else to_int8(proto, list(_calibration_tiles(opened, metadata)))
+        with tempfile.TemporaryDirectory() as folder:
+            compared = rounded_as_fp16(proto) if kind == "fp16" else made
+            write_model(compared, metadata, Path(folder) / model.name)
+            sessions = Session(model, "cpu"), Session(Path(folder) / model.name, "cpu")
+            places = [_compare(ground, *sessions) for ground in opened]
+    if failures := failures_of(places):
         raise PrecisionInexact(f"{kind} finds other buildings than fp32 and was not written: {'; '.join(failures)}.")
     record = {"kind": kind, "of_weights_sha256": metadata.weights_sha256, "places": places}
     facts = replace(metadata, weights_sha256=weights_checksum(made), metrics={}, precision=record)
     write_model(made, facts, sibling(model, kind))
     return facts
-
-
-def _candidates(
-    model: onnx.ModelProto, metadata: ModelMetadata, kind: Kind, grounds: Sequence[Ground]
-) -> Iterator[tuple[onnx.ModelProto, onnx.ModelProto]]:
-    """Graphs in that precision, the fastest first, each with the graph that a processor is to compare it by."""
-    if kind == "fp16":
-        yield to_fp16(model), rounded_as_fp16(model)
-        return
-    for float_layers in FLOAT_LAYERS:
-        made = to_int8(model, _calibration_tiles(grounds, metadata), float_layers)
-        yield made, made
 
 
 @contextmanager

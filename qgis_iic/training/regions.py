@@ -198,7 +198,8 @@ class RegionReader:
             if not wanted[core.slices_in(window)].any():
                 continue
             values, valid = made.reader.read(tile.window)
-            found = self._logits(np.where(valid, values, mean)[None])[0, metadata.classes :]
+            (logits_of_tile,) = self._logits(np.where(valid, values, mean)[None])
+            found = logits_of_tile[0, metadata.classes :]
             # A core that the region cuts in the middle of a feature takes the whole of it.
             rows = slice(core.row // step, -(-core.row_stop // step))
             cols = slice(core.col // step, -(-core.col_stop // step))
