@@ -234,7 +234,7 @@ def test_the_answer_does_not_depend_on_the_workers(
 def test_tiles_follow_the_memory() -> None:
     model = metadata(tile_size=650, halo=20, stride=2)
     assert 600 < _tile_size_within(None, model, 20 * 5000) < 700
-    assert 650 < _tile_size_within(None, replace(model, precision={"kind": "int8"}), 20 * 5000) < 750
+    assert 700 < _tile_size_within(None, replace(model, precision={"kind": "int8"}), 20 * 5000) < 800
     assert 400 < _tile_size_within(None, model, 20 * 60_000) < 500  # strips take some
     assert _tile_size_within(None, replace(model, tile_size=64), 20 * 5000) == 128
     assert _tile_size_within(4000, model, 20 * 5000) > 1000
