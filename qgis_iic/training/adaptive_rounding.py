@@ -87,11 +87,7 @@ def rounded_for_sums(weight: NDArray[np.floating], scale: Matrix, moments: Matri
     return found
 
 
-def _second_moments(
-    model: onnx.ModelProto,
-    nodes: Sequence[onnx.NodeProto],
-    tiles: Sequence[Floats],
-) -> list[Matrix]:
+def _second_moments(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], tiles: Sequence[Floats]) -> list[Matrix]:
     """Of what each convolution or matrix product multiplies a row of its weight by, at some positions of the tiles."""
     names = sorted({node.input[0] for node in nodes})
     compute = open_inner(model, *names)

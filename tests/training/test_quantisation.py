@@ -27,14 +27,7 @@ from qgis_iic.training.fp16 import rounded_as_fp16, to_fp16
 from qgis_iic.training.int8 import to_int8
 from qgis_iic.training.matching import match, match_by_hand
 from qgis_iic.training.model_card import model_card, read_copies
-from qgis_iic.training.model_file import (
-    FEATURES,
-    read_model,
-    read_siblings,
-    run_inner,
-    weights_checksum,
-    write_model,
-)
+from qgis_iic.training.model_file import FEATURES, read_model, read_siblings, run_inner, weights_checksum, write_model
 from qgis_iic.training.places import Place
 from qgis_iic.training.quantisation import failures_of, quantise
 from qgis_iic.training.regions import RegionSource
