@@ -17,13 +17,14 @@ from onnx import numpy_helper
 
 from qgis_iic.training.model_file import open_inner
 
-POSITIONS = 1500
+_POSITIONS = 1500
 """Of each tile and tensor at which what a convolution reads is looked at."""
-DAMPING = 0.01
+_DAMPING = 0.01
 """Share of the mean second moment that is added to all of them, as in the paper."""
 _BLOCK = 128
 """Columns after whose rounding all columns that are still to come are updated."""
 _LARGEST = 127
+"""Of the steps in int8; without -128 both signs reach equally far, as with ONNX Runtime's scales."""
 
 Floats = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -67,7 +68,7 @@ def rounded_for_sums(weight: NDArray[np.floating], scale: Matrix, moments: Matri
         int8 [rows, K], from -127 to 127.
     """
     columns = len(moments)
-    damping = DAMPING * float(np.trace(moments)) / columns or 1.0  # all is zero of what nothing reads
+    damping = _DAMPING * float(np.trace(moments)) / columns or 1.0  # all is zero of what nothing reads
     order = np.argsort(-np.diag(moments), kind="stable")  # those that matter most, before errors have piled up
     damped = moments[np.ix_(order, order)] + damping * np.eye(columns)
     upper = np.linalg.cholesky(np.linalg.inv(damped)).T
@@ -106,13 +107,13 @@ def _patches(tensor: Floats, convolution: onnx.NodeProto, random: np.random.Gene
     """What a convolution of [C, H, W] sees at some positions, in the order of its weight, float64 [n, C * k * k]."""
     attributes = {attribute.name: attribute.ints[0] for attribute in convolution.attribute}
     side, step, pad = attributes["kernel_shape"], attributes["dilations"], attributes["pads"]
-    rows, cols = (random.integers(0, length, POSITIONS) for length in tensor.shape[1:])
+    rows, cols = (random.integers(0, length, _POSITIONS) for length in tensor.shape[1:])
     padded = np.pad(tensor, ((0, 0), (pad, pad), (pad, pad)))
     taps = [padded[:, rows + step * down, cols + step * right] for down in range(side) for right in range(side)]
-    return np.stack(taps, axis=2).transpose(1, 0, 2).reshape(POSITIONS, -1).astype(np.float64)
+    return np.stack(taps, axis=2).transpose(1, 0, 2).reshape(_POSITIONS, -1).astype(np.float64)
 
 
 def _vectors(tensor: Floats, random: np.random.Generator) -> Matrix:
     """Of [H, W, K] at some positions, float64 [n, K]."""
-    rows, cols = (random.integers(0, length, POSITIONS) for length in tensor.shape[:2])
+    rows, cols = (random.integers(0, length, _POSITIONS) for length in tensor.shape[:2])
     return tensor[rows, cols].astype(np.float64)

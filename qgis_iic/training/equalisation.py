@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from qgis_iic.training.adaptive_rounding import Floats
 from qgis_iic.training.model_file import open_inner
 
 _LEAST_SHARE = 1e-3
 """Of the largest channel's range that the range of any is taken for: one that is always zero has none."""
+
+Floats = NDArray[np.float32]
 
 
 def equalised(model: onnx.ModelProto, tiles: Sequence[Floats]) -> onnx.ModelProto:

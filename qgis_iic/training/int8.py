@@ -13,17 +13,21 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from qgis_iic.protocol.model_metadata import IMAGE_INPUT
-from qgis_iic.training.adaptive_rounding import Floats, adaptively_rounded
+from qgis_iic.training.adaptive_rounding import adaptively_rounded
 from qgis_iic.training.channels_last import channels_last, learnt_tensors
 from qgis_iic.training.equalisation import equalised
 
 _QUANTISED = ("Conv", "Relu", "MaxPool", "AveragePool", "Transpose", "MatMul")
+
+Floats = NDArray[np.float32]
 
 
 def to_int8(model: onnx.ModelProto, tiles: Sequence[Floats]) -> onnx.ModelProto:

@@ -110,9 +110,9 @@ def sample_features(
                 core_rows, core_cols = tile.core.slices_in(tile.window)
                 kept = valid[core_rows, core_cols][rows, cols]
                 rows, cols = rows[kept], cols[kept]
-                features = compute(np.where(valid, values, mean)[None])[0][0]
+                (features,) = compute(np.where(valid, values, mean)[None])
                 step = metadata.stride
-                vectors.append(features[:, (core_rows.start + rows) // step, (core_cols.start + cols) // step].T)
+                vectors.append(features[0][:, (core_rows.start + rows) // step, (core_cols.start + cols) // step].T)
                 targets.append(labels[tile.core.slices_in(made.window)][rows, cols] == BUILDING)
                 groups.append(tile_numbers(number, tile.core.row + rows, tile.core.col + cols))
     return np.concatenate(vectors), np.concatenate(targets), np.concatenate(groups)

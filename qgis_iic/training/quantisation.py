@@ -24,10 +24,9 @@ from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.errors import ModelNotMatched, PrecisionInexact, SourceUnsuitable
 from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
-from qgis_iic.training.adaptive_rounding import Floats
 from qgis_iic.training.evaluation import confusion
 from qgis_iic.training.fp16 import rounded_as_fp16, to_fp16
-from qgis_iic.training.int8 import to_int8
+from qgis_iic.training.int8 import Floats, to_int8
 from qgis_iic.training.labels import UNLABELLED, Labels
 from qgis_iic.training.model_file import Kind, read_model, weights_checksum, write_model
 from qgis_iic.training.places import Place
@@ -81,9 +80,11 @@ def quantise(model: Path, kind: Kind, grounds: Iterable[Place | Path]) -> ModelM
         )
     with ExitStack() as rasters:
         opened = [rasters.enter_context(open_ground(ground, metadata)) for ground in grounds]
-        made = to_fp16(proto) if kind == "fp16" else to_int8(proto, list(_calibration_tiles(opened, metadata)))
+        if kind == "fp16":
+            made, compared = to_fp16(proto), rounded_as_fp16(proto)
+        else:
+            made = compared = to_int8(proto, list(_calibration_tiles(opened, metadata)))
         with tempfile.TemporaryDirectory() as folder:
-            compared = rounded_as_fp16(proto) if kind == "fp16" else made
             write_model(compared, metadata, Path(folder) / model.name)
             sessions = Session(model, "cpu"), Session(Path(folder) / model.name, "cpu")
             places = [_compare(ground, *sessions) for ground in opened]

@@ -11,13 +11,11 @@ from onnx import numpy_helper
 
 from qgis_iic.training import int8
 from qgis_iic.training.adaptive_rounding import adaptively_rounded, rounded_for_sums
-from qgis_iic.training.building_head import COARSE_BUILDING_LOGIT, BuildingHead, with_building_head
+from qgis_iic.training.building_head import COARSE_BUILDING_LOGIT
 from qgis_iic.training.channels_last import channels_last
-from qgis_iic.training.export import build_model
 from qgis_iic.training.int8 import to_int8
-from qgis_iic.training.model_file import COARSE_LOGITS, FEATURES, run_inner
-from tests.onnx_models import metadata
-from tests.training.networks import untrained_network
+from qgis_iic.training.model_file import COARSE_LOGITS, run_inner
+from tests.training.networks import untrained_graph
 
 
 def samples(count: int, columns: int) -> np.ndarray:
@@ -74,13 +72,8 @@ def test_where_nothing_is_ever_read_the_nearest_steps_are_taken() -> None:
 def test_heads_sum_up_nearly_what_they_do_in_fp32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(8)
     blobs = random.uniform(0, 255, (6, 3, 24, 24)).repeat(4, axis=2).repeat(4, axis=3).astype(np.float32)
-    model = build_model(untrained_network("multi-layer" if "head" in kind else kind), ((110.0,) * 3, (60.0,) * 3))
-    sums = [COARSE_LOGITS]
-    if "head" in kind:
-        width = run_inner(model, FEATURES, blobs[:1]).shape[1]
-        weight = random.standard_normal(width).astype(np.float32) / 10
-        model, _ = with_building_head(model, metadata(), BuildingHead(weight, 0.1))
-        sums.append(COARSE_BUILDING_LOGIT)
+    model = untrained_graph(kind)
+    sums = [COARSE_LOGITS, COARSE_BUILDING_LOGIT] if "head" in kind else [COARSE_LOGITS]
     tiles, exact = list(blobs[:4]), channels_last(model)
     adaptive = to_int8(model, tiles)
     monkeypatch.setattr(int8, "adaptively_rounded", lambda quantised, *_: quantised)
@@ -104,7 +97,7 @@ def test_heads_sum_up_nearly_what_they_do_in_fp32(kind: str, monkeypatch: pytest
 
 
 def test_tiles_may_be_smaller_than_what_a_convolution_sees() -> None:
-    model = build_model(untrained_network("multi-layer"), ((110.0,) * 3, (60.0,) * 3))
+    model = untrained_graph("multi-layer")
     image = np.random.default_rng(10).uniform(0, 255, (1, 3, 4, 6)).astype(np.float32)
     found, wanted = (
         run_inner(each, COARSE_LOGITS, image) for each in (to_int8(model, [image[0]]), channels_last(model))
@@ -113,7 +106,7 @@ def test_tiles_may_be_smaller_than_what_a_convolution_sees() -> None:
 
 
 def test_the_model_that_is_given_stays_as_it_is() -> None:
-    model = build_model(untrained_network("plain"), ((110.0,) * 3, (60.0,) * 3))
+    model = untrained_graph("plain")
     tile = np.random.default_rng(9).uniform(0, 255, (3, 48, 48)).astype(np.float32)
     exact, quantised = channels_last(model), to_int8(model, [tile])
     before = quantised.SerializeToString()

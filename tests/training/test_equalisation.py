@@ -9,13 +9,8 @@ from onnx import numpy_helper
 
 from qgis_iic.training.channels_last import channels_last
 from qgis_iic.training.equalisation import equalised
-from qgis_iic.training.export import build_model
 from qgis_iic.training.model_file import COARSE_LOGITS, run_inner
-from tests.training.networks import untrained_network
-
-
-def built(kind: str) -> onnx.ModelProto:
-    return channels_last(build_model(untrained_network(kind), ((110.0,) * 3, (60.0,) * 3)))
+from tests.training.networks import untrained_graph
 
 
 def blobs(count: int) -> np.ndarray:
@@ -25,7 +20,7 @@ def blobs(count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["plain", "multi-layer", "sobel", "multi-layer sobel"])
 def test_the_function_stays_and_channels_are_more_alike(kind: str) -> None:
-    model, images = built(kind), blobs(3)
+    model, images = channels_last(untrained_graph(kind)), blobs(3)
     tiles = list(images[:2])
     made = equalised(model, tiles)
     unseen = images[2:]
@@ -45,7 +40,7 @@ def test_the_function_stays_and_channels_are_more_alike(kind: str) -> None:
 
 
 def test_a_channel_that_is_always_zero_stays_so() -> None:
-    model = built("plain")
+    model = channels_last(untrained_graph("plain"))
     for entry in model.graph.initializer:
         if entry.name in ("layer0.weight", "layer0.bias"):
             value = numpy_helper.to_array(entry).copy()

@@ -20,9 +20,7 @@ from qgis_iic.protocol.errors import ModelInvalid, ModelNotMatched, PrecisionIne
 from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA, OUTPUTS
 from qgis_iic.training import quantisation
-from qgis_iic.training.building_head import BuildingHead, with_building_head
 from qgis_iic.training.channels_last import channels_last
-from qgis_iic.training.export import build_model
 from qgis_iic.training.fp16 import rounded_as_fp16, to_fp16
 from qgis_iic.training.int8 import to_int8
 from qgis_iic.training.matching import match, match_by_hand
@@ -31,23 +29,12 @@ from qgis_iic.training.model_file import FEATURES, read_model, read_siblings, ru
 from qgis_iic.training.places import Place
 from qgis_iic.training.quantisation import failures_of, quantise
 from qgis_iic.training.regions import RegionSource
-from tests.onnx_models import brightness_model, metadata
-from tests.training.networks import untrained_network
+from tests.onnx_models import brightness_model
+from tests.training.networks import MOMENTS, untrained_graph
 from tests.training.scenes import write_village
 
-MOMENTS = ((110.0, 120.0, 90.0), (50.0, 40.0, 45.0))
 SIXTEEN_BITS = ((30000.0, 32000.0, 28000.0), (9000.0, 8000.0, 7000.0))
 MAPPING = np.array([0, 1, 0, 1, 1, 0, 0], np.float32)
-
-
-def built(kind: str, moments: tuple[tuple[float, ...], tuple[float, ...]] = MOMENTS) -> onnx.ModelProto:
-    """An untrained network's graph; with "head" in its kind there is a building head, too."""
-    model = build_model(untrained_network(kind), moments)
-    if "head" not in kind:
-        return model
-    width = run_inner(model, FEATURES, pixels((8, 8))).shape[1]
-    weight = np.random.default_rng(2).standard_normal(width).astype(np.float32) / 10
-    return with_building_head(model, metadata(), BuildingHead(weight, 0.1))[0]
 
 
 def pixels(shape: tuple[int, int], seed: int = 1, moments: tuple[tuple[float, ...], ...] = MOMENTS) -> np.ndarray:
@@ -76,7 +63,7 @@ KINDS = ["plain", "multi-layer", "sobel", "plain head", "multi-layer head", "mul
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_channels_last_is_the_same_function(kind: str) -> None:
-    model, image = built(kind), pixels((48, 64))
+    model, image = untrained_graph(kind), pixels((48, 64))
     found, wanted = answers(channels_last(model), image), answers(model, image)
     clusters, difference = agreement(found, wanted)
     assert clusters > 0.999
@@ -87,7 +74,7 @@ def test_channels_last_is_the_same_function(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_int8_is_nearly_the_same(kind: str) -> None:
-    model, image = built(kind), pixels((64, 64))
+    model, image = untrained_graph(kind), pixels((64, 64))
     made = to_int8(model, [pixels((64, 64), seed)[0] for seed in range(2, 6)])
     clusters, difference = agreement(answers(made, image), answers(model, image))
     assert clusters > 0.9
@@ -95,7 +82,7 @@ def test_int8_is_nearly_the_same(kind: str) -> None:
 
 
 def test_int8_holds_bytes_with_a_scale_for_each_channel() -> None:
-    model = built("multi-layer head")
+    model = untrained_graph("multi-layer head")
     made = to_int8(model, [pixels((32, 32))[0]])
     values = {entry.name: entry for entry in made.graph.initializer}
     weights = [entry for entry in values.values() if entry.data_type == TensorProto.INT8 and entry.dims]
@@ -112,7 +99,7 @@ def test_int8_holds_bytes_with_a_scale_for_each_channel() -> None:
 @pytest.mark.parametrize("kind", ["plain", "multi-layer head"])
 def test_the_runtime_multiplies_bytes(kind: str, tmp_path: Path) -> None:
     # A QDQ pair that it does not fuse would leave float32 convolutions between conversions, slower than fp32.
-    made = to_int8(built(kind), [pixels((32, 32))[0]])
+    made = to_int8(untrained_graph(kind), [pixels((32, 32))[0]])
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -126,7 +113,7 @@ def test_the_runtime_multiplies_bytes(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("moments", [MOMENTS, SIXTEEN_BITS])
 def test_fp16_is_nearly_the_same(kind: str, moments: tuple[tuple[float, ...], tuple[float, ...]]) -> None:
-    model, image = built(kind, moments), pixels((48, 64), moments=moments)
+    model, image = untrained_graph(kind, moments), pixels((48, 64), moments=moments)
     wanted = answers(model, image)
     for made in (to_fp16(model), rounded_as_fp16(model)):
         clusters, difference = agreement(answers(made, image), wanted)
@@ -135,7 +122,7 @@ def test_fp16_is_nearly_the_same(kind: str, moments: tuple[tuple[float, ...], tu
 
 
 def test_fp16_holds_halves_behind_the_normalisation() -> None:
-    made = to_fp16(built("multi-layer head"))
+    made = to_fp16(untrained_graph("multi-layer head"))
     kinds = {entry.name: entry.data_type for entry in made.graph.initializer}
     assert {kinds[name] for name in ("layer0.weight", "heads.layer18.weight", "building.bias")} == {TensorProto.FLOAT16}
     assert {kinds[name] for name in ("mean", "inverse_std", "least_variance")} == {TensorProto.FLOAT}
@@ -146,7 +133,7 @@ def test_fp16_holds_halves_behind_the_normalisation() -> None:
 
 
 def test_rounding_reaches_the_results_and_not_the_weights_alone() -> None:
-    image, model = pixels((32, 32)), built("plain")
+    image, model = pixels((32, 32)), untrained_graph("plain")
     features = run_inner(rounded_as_fp16(model), FEATURES, image)
     np.testing.assert_array_equal(features, features.astype(np.float16).astype(np.float32))
     assert (features != run_inner(model, FEATURES, image)).any()
