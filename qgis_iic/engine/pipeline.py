@@ -25,6 +25,7 @@ from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.overlap import made_ahead, mapped
 from qgis_iic.engine.progress import RunProgress
+from qgis_iic.engine.providers import RESERVED
 from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
 from qgis_iic.engine.session import Session, bytes_per_pixel
 from qgis_iic.engine.stitching import Planes, Strip, strips
@@ -126,6 +127,7 @@ def plan(
         or _tile_size_within(memory, metadata, _PER_STRIP_PIXEL * window.width + raster.decoded_row * grid.scale[1]),
         halo=metadata.halo,
         stride=metadata.stride,
+        by_area=tile_size is None,
     )
     return Plan(GridReader(raster, grid, bands, moments), window, rows)
 
@@ -183,7 +185,8 @@ def _tile_size_within(memory: int | None, metadata: ModelMetadata, of_row: float
     The larger the tiles, the less is seen twice, and a pixel takes as long in tiles of any size.
     """
     of_pixel = bytes_per_pixel(metadata)
-    side = int((math.sqrt(of_row**2 + 4 * of_pixel * _left(memory)) - of_row) / (2 * of_pixel))
+    room = min(_left(memory), RESERVED)
+    side = int((math.sqrt(of_row**2 + 4 * of_pixel * room) - of_row) / (2 * of_pixel))
     side = max(side // metadata.stride * metadata.stride, 4 * metadata.halo)
     return min(side, _LARGEST_TILE * metadata.tile_size) if memory is None else side
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -58,6 +59,9 @@ _OPTIONS: dict[str, list[dict[str, Any]]] = {
 
 _ONE_FEED = {"x": np.zeros((1, 1, 8, 8), np.float32)}
 """Of `_one_convolution`."""
+
+RESERVED = 2**31 - 1
+"""Bytes that sessions on the processor share for their tensors: the most that ONNX Runtime can be asked for."""
 
 _NOT_A_MODEL = (runtime_errors.InvalidProtobuf, runtime_errors.InvalidGraph, runtime_errors.NoModel)
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -112,6 +116,9 @@ def _bind(model: Path | bytes, provider: str, provider_options: dict[str, Any]) 
     options.enable_mem_pattern = False
     # A thread that waits for the others would keep the core that reading and tracing need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider == "cpu":
+        _reserve_memory()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     with _native_messages(provider != "cpu") as messages:
         if provider in ("cuda", "tensorrt"):
             with redirect_stdout(io.StringIO()):  # it prints what it does not find, which the session then reports
@@ -129,6 +136,19 @@ def _bind(model: Path | bytes, provider: str, provider_options: dict[str, Any]) 
     if session.get_providers()[0] != name:
         raise _unavailable(provider, _reason(messages))
     return session
+
+
+@cache
+def _reserve_memory() -> None:
+    """Has ONNX Runtime keep tensors in one block, which all sessions on the processor share.
+
+    Left to itself it takes memory piece by piece, and as no tensor lies across two of them, up to twice as much. What
+    is never used of the block is address space alone.
+    """
+    kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    onnxruntime.create_and_register_allocator(
+        onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use), onnxruntime.OrtArenaCfg({"initial_chunk_size_bytes": RESERVED})
+    )
 
 
 def run(session: onnxruntime.InferenceSession, provider: str, feed: dict[str, NDArray[np.float32]]) -> None:

@@ -59,7 +59,7 @@ def bytes_per_pixel(metadata: ModelMetadata) -> int:
     model that does not say how wide it is, is taken for one of the full width.
     """
     width: float = metadata.training.get("config", {}).get("network", {}).get("width", 1.0)
-    logits, layers = (900, 650) if metadata.precision.get("kind") == "int8" else (450, 1950)
+    logits, layers = (360, 640) if metadata.precision.get("kind") == "int8" else (300, 1730)
     return int(logits + layers * width)
 
 

@@ -108,7 +108,9 @@ def clip(window: Window, width: int, height: int) -> Window:
     return inside
 
 
-def tile_rows(width: int, height: int, window: Window, *, tile_size: int, halo: int, stride: int) -> TileRows:
+def tile_rows(
+    width: int, height: int, window: Window, *, tile_size: int, halo: int, stride: int, by_area: bool = False
+) -> TileRows:
     """The tiles of `window`.
 
     They are `tile_size` square, or as much less as leaves their number the same. Outside the window they
@@ -120,6 +122,7 @@ def tile_rows(width: int, height: int, window: Window, *, tile_size: int, halo: 
         tile_size: largest side of a tile, in pixels, halo included; rounded up to a multiple of `stride`.
         halo: in pixels, a multiple of `stride`.
         stride: of the network, in pixels.
+        by_area: whether tiles that are lower may be wider by as much.
 
     Raises:
         JobInvalid: the tiles have no core.
@@ -129,8 +132,11 @@ def tile_rows(width: int, height: int, window: Window, *, tile_size: int, halo: 
         raise JobInvalid(
             f"A tile size of {tile_size} leaves nothing inside a halo of {halo} pixels: take a larger one."
         )
-    columns = _axis(window.col, window.col_stop, width, size, halo, stride)
     rows = _axis(window.row, window.row_stop, height, size, halo, stride)
+    if by_area:
+        top, bottom, *_ = rows[0]
+        size = size * size // (bottom - top) // stride * stride
+    columns = _axis(window.col, window.col_stop, width, size, halo, stride)
     return TileRows(columns, rows)
 
 

@@ -19,6 +19,8 @@ from qgis_iic.engine.session import Session, model_file
 from qgis_iic.protocol.errors import Cancelled, ModelInvalid, ModelNotFound, OutOfMemory
 from tests.onnx_models import brightness_model, metadata, random_model
 
+MODELS = Path(__file__).resolve().parents[2] / "models"
+
 
 def test_outputs_are_clusters_classes_and_probabilities(tmp_path: Path) -> None:
     brightness_model(tmp_path / "m.onnx", building_clusters=(3,))
@@ -40,6 +42,32 @@ def test_the_mapping_of_the_caller_wins(tmp_path: Path) -> None:
     assert answer[0, 2, 0, 0] == 254
     with pytest.raises(ModelInvalid, match="not one of its 4"):
         Session(tmp_path / "m.onnx", "cpu", building_clusters=(4,))
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from qgis_iic.engine.session import Session, bytes_per_pixel
+def memory(kind):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(kind)).split()[1])
+session = Session(Path(sys.argv[1]), "cpu", precision=sys.argv[2])
+tile = np.full((1, 3, 1000, 1000), 100, np.float32)
+before = memory("VmRSS")
+for _ in range(3):
+    session.run(tile)
+print((memory("VmHWM") - before) / (1e6 * bytes_per_pixel(session.metadata)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from Linux's /proc")
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_tile_takes_the_memory_that_is_planned_for(precision: str) -> None:
+    # Up to twice as much where ONNX Runtime takes memory piece by piece.
+    command = [sys.executable, "-c", MEMORY, str(MODELS / "iic_rgb_small.onnx"), precision]
+    found = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 0.9 < found < 1.1
 
 
 def test_an_unmatched_model_has_no_building_probability(tmp_path: Path) -> None:

@@ -22,11 +22,13 @@ def grids(draw: st.DrawFn) -> tuple[int, int, Window, int, int, int]:
     return width, height, window, tile_size, halo, stride
 
 
-@given(grids())
-def test_cores_partition_the_window_behind_a_full_halo(grid: tuple[int, int, Window, int, int, int]) -> None:
+@given(grids(), st.booleans())
+def test_cores_partition_the_window_behind_a_full_halo(
+    grid: tuple[int, int, Window, int, int, int], by_area: bool
+) -> None:
     width, height, window, tile_size, halo, stride = grid
     written = np.zeros((height, width), int)
-    for row in tile_rows(width, height, window, tile_size=tile_size, halo=halo, stride=stride):
+    for row in tile_rows(width, height, window, tile_size=tile_size, halo=halo, stride=stride, by_area=by_area):
         assert len({(tile.core.row, tile.core.height) for tile in row}) == 1
         for tile in row:
             written[tile.core.row : tile.core.row_stop, tile.core.col : tile.core.col_stop] += 1
@@ -37,7 +39,9 @@ def test_cores_partition_the_window_behind_a_full_halo(grid: tuple[int, int, Win
             assert tile.window.row_stop - tile.core.row_stop >= min(halo, height - tile.core.row_stop)
             for value in (tile.window.col, tile.window.row, tile.window.width, tile.window.height):
                 assert value % stride == 0
-            assert max(tile.window.width, tile.window.height) < tile_size + stride
+            assert tile.window.height < tile_size + stride
+            assert tile.window.width < tile_size + stride or by_area
+            assert tile.window.width * tile.window.height < (tile_size + stride) ** 2
             assert tile.window.col >= 0
             assert tile.window.row >= 0
             assert tile.window.col_stop < width + stride
@@ -52,6 +56,18 @@ def test_tiles_of_a_large_raster_are_all_of_one_size() -> None:
     assert len(rows[0]) == 9  # ceil((5000 - 40) / 610)
     assert len(rows) == 5  # ceil((3000 - 40) / 610)
     assert {(tile.window.width, tile.window.height) for row in rows for tile in row} == {(592, 632)}
+
+
+def test_lower_tiles_are_wider_where_the_area_counts() -> None:
+    window = Window(0, 0, 1952, 1952)
+    sides = [
+        (len(rows), len(rows[0]), rows[0][0].window.width, rows[0][0].window.height)
+        for rows in (
+            tile_rows(1952, 1952, window, tile_size=960, halo=20, stride=2, by_area=by_area)
+            for by_area in (False, True)
+        )
+    ]
+    assert sides == [(3, 3, 678, 678), (3, 2, 996, 678)]
 
 
 def test_the_halo_is_a_seventh_at_most() -> None:
