@@ -147,12 +147,12 @@ def measured(arguments: argparse.Namespace, providers: list[str], folder: Path) 
     for provider in providers:
         on_cpu = provider == "cpu"
         networks = [("quarter width", QUARTER, None), ("full width", FULL, PART if on_cpu else None)]
+        if on_cpu and arguments.whole:
+            networks.append(("full width", FULL, None))
         naive += [
             {"network": name, **row(kind="naive", model=str(model), window=window, provider=provider)}
             for name, model, window in networks
         ]
-        if on_cpu and arguments.whole:
-            networks.append(("full width", FULL, None))
         extractions += [
             {
                 "network": name,

@@ -43,7 +43,11 @@ def adaptively_rounded(quantised: onnx.ModelProto, exact: onnx.ModelProto, tiles
     made.CopyFrom(quantised)
     entries = {entry.name: entry for entry in made.graph.initializer}
     constants = {entry.name: numpy_helper.to_array(entry) for entry in exact.graph.initializer}
-    nodes = [node for node in exact.graph.node if len(node.input) > 1 and f"{node.input[1]}_quantized" in entries]
+    nodes = [
+        node
+        for node in exact.graph.node
+        if len(node.input) > 1 and f"{node.input[1]}_quantized" in entries and not _is_mean(node)
+    ]
     for node, moments in zip(nodes, _second_moments(exact, nodes, tiles), strict=True):
         name = node.input[1]
         scale = numpy_helper.to_array(entries[f"{name}_scale"]).astype(np.float64)
@@ -86,6 +90,11 @@ def rounded_for_sums(weight: NDArray[np.floating], scale: Matrix, moments: Matri
     found = np.empty(weight.shape, np.int8)
     found[:, order] = rounded
     return found
+
+
+def _is_mean(node: onnx.NodeProto) -> bool:
+    """Of `channels_last`, whose equal weights are multiples of their scales."""
+    return any(attribute.name == "group" for attribute in node.attribute)
 
 
 def _second_moments(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], tiles: Sequence[Floats]) -> list[Matrix]:

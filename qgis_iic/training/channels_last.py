@@ -1,13 +1,14 @@
 """The same model with channels last behind its features: what an int8 model is made of.
 
 ONNX Runtime runs int8 convolutions with channels last, gives sums of int8 products as float32 only in matrix products,
-and takes maxima over a last axis in half of the time. So the 1x1 convolutions of the heads become matrix products: all
-is the same but for the order in which products are summed.
+and takes maxima over a last axis in half of the time. So the 1x1 convolutions of the heads become matrix products, and
+means, at which it is slow in int8, convolutions of each channel with equal weights: all is the same but for the order
+in which products are summed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -34,15 +35,15 @@ def channels_last(model: onnx.ModelProto) -> onnx.ModelProto:
         ModelInvalid: the graph is of another build.
     """
     nodes = list(model.graph.node)
-    parts = list(feature_parts(model))
+    parts = feature_parts(model)
     constants = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
     if not parts or not _CONSTANTS.keys() <= constants.keys():
         raise ModelInvalid("The model's graph is not one of `iic export`: it can't be given another precision.")
     constants.update(_CONSTANTS)
     place = next(index for index, node in enumerate(nodes) if _is_head(node, parts))
-    rewritten, behind = nodes[:place], nodes[place:]
+    rewritten = [_weighted(node, parts, constants) if node.output[0] in parts else node for node in nodes[:place]]
     rewritten += [helper.make_node("Transpose", [part], [_turned_name(part)], perm=[0, 2, 3, 1]) for part in parts]
-    for node in behind:
+    for node in nodes[place:]:
         if _is_head(node, parts):
             rewritten += _product(node, constants)
         elif node.op_type == "Conv":
@@ -69,7 +70,20 @@ def learnt_tensors(model: onnx.ModelProto) -> set[str]:
     return found
 
 
-def _is_head(node: onnx.NodeProto, parts: list[str]) -> bool:
+def _weighted(
+    node: onnx.NodeProto, parts: Mapping[str, int], constants: dict[str, NDArray[np.generic]]
+) -> onnx.NodeProto:
+    """Means of a layer's channels at feature resolution as a convolution; any other node that makes a part as it is."""
+    if node.op_type != "AveragePool":
+        return node
+    (part,), sides = node.output, [STRIDE, STRIDE]
+    constants[f"{part}.weight"] = np.full((parts[part], 1, *sides), 1 / STRIDE**2, np.float32)
+    return helper.make_node(
+        "Conv", [*node.input, f"{part}.weight"], [part], kernel_shape=sides, strides=sides, group=parts[part]
+    )
+
+
+def _is_head(node: onnx.NodeProto, parts: Mapping[str, int]) -> bool:
     """Whether it is the 1x1 convolution of a part of the features: the trunk's own are wider."""
     kernel = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "kernel_shape"), [])
     return node.op_type == "Conv" and node.input[0] in parts and kernel == [1, 1]

@@ -25,7 +25,7 @@ from qgis_iic.training.adaptive_rounding import adaptively_rounded
 from qgis_iic.training.channels_last import channels_last, learnt_tensors
 from qgis_iic.training.equalisation import equalised
 
-_QUANTISED = ("Conv", "Relu", "MaxPool", "AveragePool", "Transpose", "MatMul")
+_QUANTISED = ("Conv", "Relu", "MaxPool", "Transpose", "MatMul")
 
 Floats = NDArray[np.float32]
 
