@@ -25,7 +25,7 @@ from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.overlap import made_ahead, mapped
 from qgis_iic.engine.progress import RunProgress
-from qgis_iic.engine.providers import RESERVED
+from qgis_iic.engine.providers import LARGEST_BLOCK, reserve_memory
 from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
 from qgis_iic.engine.session import Session, bytes_per_pixel
 from qgis_iic.engine.stitching import Planes, Strip, strips
@@ -59,8 +59,8 @@ _MOST_WORKERS = 8
 """Threads beside a GPU that read tiles, as many that trace outlines, and as many that make footprints."""
 
 _LARGEST_TILE = 2
-"""Times the model's own side, where the job does not say how much memory there is: still larger tiles save some percent
-of the work, and there is word of a run, and an end to it, between tiles."""
+"""Times the model's own side, of a square one, where the job does not say how much memory there is: still larger tiles
+save some percent of the work, and there is word of a run, and an end to it, between tiles."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,12 @@ class Plan:
 
 
 def plan(
-    raster: Raster, source: Source, metadata: ModelMetadata, tile_size: int | None = None, memory: int | None = None
+    raster: Raster,
+    source: Source,
+    metadata: ModelMetadata,
+    tile_size: int | None = None,
+    memory: int | None = None,
+    of_pixel: int | None = None,
 ) -> Plan:
     """Bands, working grid and tiles of an open raster.
 
@@ -109,6 +114,7 @@ def plan(
         metadata: of the model.
         tile_size: as the job has it; None for what `memory` allows.
         memory: as the job has it.
+        of_pixel: what `Session.bytes_per_pixel` says; None for what a CPU takes.
 
     Raises:
         ModelBandsMismatch, SourceUnsuitable, WindowOutside, JobInvalid, SourceCorrupt
@@ -119,15 +125,18 @@ def plan(
     window = Window(*source.window) if source.window else Window(0, 0, raster.width, raster.height)
     window = grid.from_source(clip(window, raster.width, raster.height))
     moments = None if raster.dtype == metadata.dtype else (metadata.mean, metadata.std)
+    by_area = tile_size is None
+    if tile_size is None:
+        of_row = _PER_STRIP_PIXEL * window.width + raster.decoded_row * grid.scale[1]
+        tile_size = _tile_size_within(memory, metadata, of_row, of_pixel or bytes_per_pixel(metadata))
     rows = tile_rows(
         grid.width,
         grid.height,
         window,
-        tile_size=tile_size
-        or _tile_size_within(memory, metadata, _PER_STRIP_PIXEL * window.width + raster.decoded_row * grid.scale[1]),
+        tile_size=tile_size,
         halo=metadata.halo,
         stride=metadata.stride,
-        by_area=tile_size is None,
+        by_area=by_area,
     )
     return Plan(GridReader(raster, grid, bands, moments), window, rows)
 
@@ -145,6 +154,7 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
     """
     clock = Clock()
     _check_output(job)
+    reserve_memory(int(_left(job.memory)))
     with clock.stage("model"):
         session = Session(Path(job.model), job.provider, job.building_clusters, job.precision, job.tile_size)
     cancellation.reach(session.cancel)
@@ -163,6 +173,7 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
                 session.metadata,
                 tile_size,
                 job.memory,
+                session.bytes_per_pixel,
             )
             for source in job.sources
         ]
@@ -179,14 +190,14 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
     return Result(job.output, layers, {**clock.seconds, "total": clock.elapsed})
 
 
-def _tile_size_within(memory: int | None, metadata: ModelMetadata, of_row: float) -> int:
-    """Largest side of a tile for which a run on a CPU stays within `memory` MB; a row of pixels takes `of_row` bytes.
+def _tile_size_within(memory: int | None, metadata: ModelMetadata, of_row: float, of_pixel: int) -> int:
+    """Largest side of a tile for which a run on a CPU stays within `memory` MB.
 
-    The larger the tiles, the less is seen twice, and a pixel takes as long in tiles of any size.
+    A row of pixels takes `of_row` bytes, and a pixel of a tile `of_pixel`, the latter in one block for all. The larger
+    the tiles, the less is seen twice, and a pixel takes as long in tiles of any size.
     """
-    of_pixel = bytes_per_pixel(metadata)
-    room = min(_left(memory), RESERVED)
-    side = int((math.sqrt(of_row**2 + 4 * of_pixel * room) - of_row) / (2 * of_pixel))
+    side = int((math.sqrt(of_row**2 + 4 * of_pixel * _left(memory)) - of_row) / (2 * of_pixel))
+    side = min(side, math.isqrt(LARGEST_BLOCK // of_pixel))
     side = max(side // metadata.stride * metadata.stride, 4 * metadata.halo)
     return min(side, _LARGEST_TILE * metadata.tile_size) if memory is None else side
 

@@ -60,8 +60,8 @@ _OPTIONS: dict[str, list[dict[str, Any]]] = {
 _ONE_FEED = {"x": np.zeros((1, 1, 8, 8), np.float32)}
 """Of `_one_convolution`."""
 
-RESERVED = 2**31 - 1
-"""Bytes that sessions on the processor share for their tensors: the most that ONNX Runtime can be asked for."""
+LARGEST_BLOCK = 2**31 - 1
+"""Bytes: the most that ONNX Runtime can be asked for, see `reserve_memory`."""
 
 _NOT_A_MODEL = (runtime_errors.InvalidProtobuf, runtime_errors.InvalidGraph, runtime_errors.NoModel)
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -117,8 +117,7 @@ def _bind(model: Path | bytes, provider: str, provider_options: dict[str, Any]) 
     # A thread that waits for the others would keep the core that reading and tracing need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if provider == "cpu":
-        _reserve_memory()
-        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_env_allocators", "1")  # see `reserve_memory`
     with _native_messages(provider != "cpu") as messages:
         if provider in ("cuda", "tensorrt"):
             with redirect_stdout(io.StringIO()):  # it prints what it does not find, which the session then reports
@@ -139,15 +138,18 @@ def _bind(model: Path | bytes, provider: str, provider_options: dict[str, Any]) 
 
 
 @cache
-def _reserve_memory() -> None:
-    """Has ONNX Runtime keep tensors in one block, which all sessions on the processor share.
+def reserve_memory(size: int) -> None:
+    """Has ONNX Runtime keep the tensors of the sessions that are made from now on in one block of so many bytes.
 
-    Left to itself it takes memory piece by piece, and as no tensor lies across two of them, up to twice as much. What
-    is never used of the block is address space alone.
+    That goes for the processor's own provider. Left to itself it takes memory piece by piece, and as no tensor lies
+    across two of them, up to twice as much. Where the block is too small, or the system does not grant it, pieces are
+    added. It stays as long as the process; what is never used of it is address space alone, but for Windows, which
+    counts it as taken.
     """
     kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
     onnxruntime.create_and_register_allocator(
-        onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use), onnxruntime.OrtArenaCfg({"initial_chunk_size_bytes": RESERVED})
+        onnxruntime.OrtMemoryInfo("Cpu", kind, 0, use),
+        onnxruntime.OrtArenaCfg({"initial_chunk_size_bytes": min(size, LARGEST_BLOCK)}),
     )
 
 

@@ -52,14 +52,21 @@ _TRIAL_SIDE = 256
 """Pixels: large enough for a trial to tell which is faster, small enough to keep nobody waiting."""
 
 
-def bytes_per_pixel(metadata: ModelMetadata) -> int:
+def bytes_per_pixel(metadata: ModelMetadata, in_one_block: bool = True) -> int:
     """What ONNX Runtime takes for each pixel of a tile, in bytes: upsampled logits, and layers as wide as the network.
 
     Measured on a CPU with heads that see several layers, at the full width and a quarter of it, in int8 and in fp32. A
     model that does not say how wide it is, is taken for one of the full width.
+
+    Args:
+        metadata: of the model.
+        in_one_block: see `providers.reserve_memory`; else memory is taken piece by piece, as on GPUs and by OpenVINO.
     """
     width: float = metadata.training.get("config", {}).get("network", {}).get("width", 1.0)
-    logits, layers = (360, 640) if metadata.precision.get("kind") == "int8" else (300, 1730)
+    if metadata.precision.get("kind") == "int8":
+        logits, layers = (360, 640) if in_one_block else (900, 650)
+    else:
+        logits, layers = (300, 1730) if in_one_block else (450, 1950)
     return int(logits + layers * width)
 
 
@@ -102,6 +109,7 @@ class Session:
         decision: the model's own, or `clusters` where the caller names some. The probability stays that of the
             building head where there is one.
         on_cpu: whether that is the processor, or shares its memory, as most GPUs of OpenVINO do.
+        bytes_per_pixel: that a tile takes there.
         batch_size: tiles that are best run together.
 
     Raises:
@@ -133,8 +141,9 @@ class Session:
         self._run_options = onnxruntime.RunOptions()
         self._cancelled = False
         self.on_cpu = bound.provider in ("cpu", "openvino")
+        self.bytes_per_pixel = bytes_per_pixel(self.metadata, in_one_block=bound.provider == "cpu")
         side = tile_size or self.metadata.tile_size
-        self.batch_size = 1 if self.on_cpu else _gpu_batch(bytes_per_pixel(self.metadata) * side**2)
+        self.batch_size = 1 if self.on_cpu else _gpu_batch(self.bytes_per_pixel * side**2)
 
     def run(self, tiles: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Clusters, classes and building probabilities of a batch.

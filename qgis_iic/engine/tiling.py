@@ -113,16 +113,17 @@ def tile_rows(
 ) -> TileRows:
     """The tiles of `window`.
 
-    They are `tile_size` square, or as much less as leaves their number the same. Outside the window they
+    They are `tile_size` square, or as much less as leaves their number the same, and `by_area` then wider by what they
+    are lower. Outside the window they
     reach for the halo, outside the raster only to fill up the last stride.
 
     Args:
         width, height: of the raster, in pixels.
         window: inside the raster.
-        tile_size: largest side of a tile, in pixels, halo included; rounded up to a multiple of `stride`.
+        tile_size: side of the largest square tile, in pixels, halo included; rounded up to a multiple of `stride`.
         halo: in pixels, a multiple of `stride`.
         stride: of the network, in pixels.
-        by_area: whether tiles that are lower may be wider by as much.
+        by_area: whether a tile may have any width within the area of that square; else none has a longer side.
 
     Raises:
         JobInvalid: the tiles have no core.

@@ -82,8 +82,8 @@ class Job(_JobFile):
         precision: which of the model's sibling files to run; `auto` takes the fastest on the machine, and the answer
             may then differ between machines.
         tile_size: largest side of the tiles in working pixels, None for what the memory allows.
-        memory: that a run on a CPU may take, in MB; None stands for 1500, and tiles of twice the model's own side at
-            most. On a GPU it bounds how far the reading runs ahead.
+        memory: that a run on a CPU may take, in MB; None stands for 1500, and tiles of four times the area of the
+            model's own at most. On a GPU it bounds how far the reading runs ahead.
         min_area: smallest building in m2; smaller ones are dropped.
         max_hole_area: largest hole in m2 that is filled.
         regularise: whether outlines are straightened; else they follow the edges of the working pixels.

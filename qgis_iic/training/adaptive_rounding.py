@@ -94,7 +94,7 @@ def rounded_for_sums(weight: NDArray[np.floating], scale: Matrix, moments: Matri
 
 def _is_mean(node: onnx.NodeProto) -> bool:
     """Of `channels_last`, whose equal weights are multiples of their scales."""
-    return any(attribute.name == "group" for attribute in node.attribute)
+    return any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
 
 
 def _second_moments(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], tiles: Sequence[Floats]) -> list[Matrix]:

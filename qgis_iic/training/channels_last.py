@@ -76,10 +76,12 @@ def _weighted(
     """Means of a layer's channels at feature resolution as a convolution; any other node that makes a part as it is."""
     if node.op_type != "AveragePool":
         return node
-    (part,), sides = node.output, [STRIDE, STRIDE]
-    constants[f"{part}.weight"] = np.full((parts[part], 1, *sides), 1 / STRIDE**2, np.float32)
+    (part,) = node.output
+    attributes = {entry.name: list(entry.ints) for entry in node.attribute}
+    sides, strides, weight = attributes["kernel_shape"], attributes["strides"], f"{part}.weight"
+    constants[weight] = np.full((parts[part], 1, *sides), 1 / np.prod(sides), np.float32)
     return helper.make_node(
-        "Conv", [*node.input, f"{part}.weight"], [part], kernel_shape=sides, strides=sides, group=parts[part]
+        "Conv", [*node.input, weight], [part], kernel_shape=sides, strides=strides, group=parts[part]
     )
 
 

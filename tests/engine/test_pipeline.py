@@ -26,7 +26,7 @@ from qgis_iic.engine import vectorization
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.pipeline import Plan, _batches_ahead, _tile_size_within, answer, plan, run
 from qgis_iic.engine.raster import open_raster
-from qgis_iic.engine.session import Session
+from qgis_iic.engine.session import Session, bytes_per_pixel
 from qgis_iic.engine.tiling import Window, tile_rows
 from qgis_iic.protocol.errors import (
     Cancelled,
@@ -233,16 +233,22 @@ def test_the_answer_does_not_depend_on_the_workers(
 
 def test_tiles_follow_the_memory() -> None:
     model = metadata(tile_size=650, halo=20, stride=2)
-    assert 600 < _tile_size_within(None, model, 20 * 5000) < 700
-    assert 900 < _tile_size_within(None, replace(model, precision={"kind": "int8"}), 20 * 5000) < 1000
-    assert 400 < _tile_size_within(None, model, 20 * 60_000) < 500  # strips take some
-    assert _tile_size_within(None, replace(model, tile_size=64), 20 * 5000) == 128
-    assert _tile_size_within(4000, model, 20 * 5000) > 1000
-    assert 1000 < _tile_size_within(8000, model, 20 * 5000) < 1100  # that is what ONNX Runtime reserves
-    assert _tile_size_within(600, model, 20 * 5000) < 260
-    assert _tile_size_within(600, model, 90_000_000) == 80
-    narrow = replace(model, training={"config": {"network": {"width": 0.25}}})
-    assert _tile_size_within(None, narrow, 20 * 5000) > 1.5 * _tile_size_within(None, model, 20 * 5000)
+
+    def side(memory: int | None, of_row: float, of_pixel: int) -> int:
+        return _tile_size_within(memory, model, of_row, of_pixel)
+
+    full, narrow = bytes_per_pixel(model), replace(model, training={"config": {"network": {"width": 0.25}}})
+    int8 = bytes_per_pixel(replace(model, precision={"kind": "int8"}))
+    assert 600 < side(None, 20 * 5000, full) < 700
+    assert 900 < side(None, 20 * 5000, int8) < 1000
+    assert 400 < side(None, 20 * 60_000, full) < 500  # strips take some
+    assert _tile_size_within(None, replace(model, tile_size=64), 20 * 5000, full) == 128
+    assert side(4000, 20 * 5000, full) > 1000
+    assert side(8000, 20 * 5000, full) == side(16_000, 20 * 400_000, full) == 1028  # one block holds no more
+    assert side(600, 20 * 5000, full) < 260
+    assert side(600, 90_000_000, full) == 80
+    assert side(None, 20 * 5000, bytes_per_pixel(narrow)) > 1.5 * side(None, 20 * 5000, full)
+    assert bytes_per_pixel(model, in_one_block=False) > 1.1 * full
 
 
 def test_lower_tiles_are_wider_unless_their_side_is_given(tmp_path: Path) -> None:

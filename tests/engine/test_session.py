@@ -48,26 +48,29 @@ MEMORY = """
 import sys
 from pathlib import Path
 import numpy as np
-from qgis_iic.engine.session import Session, bytes_per_pixel
+from qgis_iic.engine.providers import reserve_memory
+from qgis_iic.engine.session import Session
 def memory(kind):
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(kind)).split()[1])
-session = Session(Path(sys.argv[1]), "cpu", precision=sys.argv[2])
-tile = np.full((1, 3, 1000, 1000), 100, np.float32)
+reserve_memory(10**9)
+session, side = Session(Path(sys.argv[1]), "cpu", precision=sys.argv[2]), int(sys.argv[3])
+tile = np.full((1, 3, side, side), 100, np.float32)
 before = memory("VmRSS")
-for _ in range(3):
+for _ in range(2):
     session.run(tile)
-print((memory("VmHWM") - before) / (1e6 * bytes_per_pixel(session.metadata)))
+print((memory("VmHWM") - before) / (side**2 * session.bytes_per_pixel))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from Linux's /proc")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_tile_takes_the_memory_that_is_planned_for(precision: str) -> None:
-    # Up to twice as much where ONNX Runtime takes memory piece by piece.
-    command = [sys.executable, "-c", MEMORY, str(MODELS / "iic_rgb_small.onnx"), precision]
+@pytest.mark.parametrize(("model", "side"), [("iic_rgb", 400), ("iic_rgb_small", 1000)])
+def test_a_tile_takes_the_memory_that_is_planned_for(model: str, side: int, precision: str) -> None:
+    # Piece by piece, ONNX Runtime takes up to twice as much; elsewhere its kernels may take less.
+    command = [sys.executable, "-c", MEMORY, str(MODELS / f"{model}.onnx"), precision, str(side)]
     found = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert 0.9 < found < 1.1
+    assert 0.5 < found < 1.15
 
 
 def test_an_unmatched_model_has_no_building_probability(tmp_path: Path) -> None:
