@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qgis_iic.cli.run import PATH, check_places, named_errors
+from qgis_iic.cli.run import PATH, bands_option, check_outputs, check_places, named_errors
 
 
 def _known_suffixes(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -28,6 +28,7 @@ def _known_suffixes(_: click.Context, __: click.Parameter, paths: tuple[Path, ..
 @click.option("--match-imagery", type=PATH, help="Raster to match on; it must not overlap what is scored.")
 @click.option("--match-labels", type=PATH, help="Its labels.  [default: only the mapping of MODEL is scored]")
 @click.option("--match-area", type=PATH, help="Polygons within which those footprints are complete.")
+@bands_option
 @click.option(
     "--supervised",
     type=click.IntRange(min=1),
@@ -55,6 +56,7 @@ def command(
     match_imagery: Path | None,
     match_labels: Path | None,
     match_area: Path | None,
+    bands: tuple[int, ...] | None,
     supervised: int | None,
     reports: tuple[Path, ...],
     record: bool,
@@ -83,19 +85,21 @@ def command(
     from qgis_iic.training.document import to_markdown
     from qgis_iic.training.model_card import write_card
     from qgis_iic.training.model_file import read_model, write_model
-    from qgis_iic.training.places import Draws, Place, Protocol, load_protocol
+    from qgis_iic.training.places import load_protocol, protocol_of
     from qgis_iic.training.regions import RegionSource
     from qgis_iic.training.report import figure_blocks, write_report
 
-    check_places(places, data, imagery, labels, area, match_imagery, match_labels, match_area)
+    check_places(places, data, imagery, labels, area, match_imagery, match_labels, match_area, bands)
     if bool(match_imagery) != bool(match_labels) or (match_area and not match_labels):
         raise click.UsageError("--match-imagery and --match-labels go together, and --match-area with them.")
+    check_outputs((*reports, card), (places, imagery, labels, area, match_imagery, match_labels, match_area, model))
     if places is not None:
         protocol = load_protocol(places, data)
     elif imagery is not None and labels is not None:
-        match = [RegionSource(match_imagery, match_labels, match_area)] if match_imagery and match_labels else []
-        place = Place(imagery.stem, tuple(match), (RegionSource(imagery, labels, area),))
-        protocol = Protocol((place,), "", Draws())
+        match = None
+        if match_imagery is not None and match_labels is not None:
+            match = RegionSource(match_imagery, match_labels, match_area, bands=bands)
+        protocol = protocol_of(imagery.stem, RegionSource(imagery, labels, area, bands=bands), match)
     else:
         raise click.UsageError("Name --places, or --imagery and --labels.")
 
@@ -107,10 +111,10 @@ def command(
         model, protocol, lambda text: click.echo(text, file=sys.stderr), supervised_steps=supervised
     )
     click.echo(to_markdown(figure_blocks(benchmark.figures)))
-    for report in reports:
-        write_report(report, f"Evaluation of {model.name}", benchmark.figures, benchmark.examples)
     metadata = replace(metadata, metrics=benchmark.figures)
     if record:
         write_model(proto, metadata, model)
+    for report in reports:
+        write_report(report, f"Evaluation of {model.name}", benchmark.figures, benchmark.examples)
     if card is not None:
         write_card(metadata, model, card)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from qgis_iic.cli.run import PATH, accelerator_option, named_errors
+from qgis_iic.cli.run import PATH, accelerator_option, bands_option, named_errors
 
 
 @click.command(short_help="Trains a model on with a few labels.")
@@ -21,6 +21,7 @@ from qgis_iic.cli.run import PATH, accelerator_option, named_errors
     "--labels", type=PATH, required=True, help="Polygons or points, or a raster: 1 building, 0 not, 255 unlabelled."
 )
 @click.option("--area", type=PATH, help="Polygons within which all buildings have a footprint.")
+@bands_option
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Of training.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the processor.  [default: all]")
 @accelerator_option
@@ -31,6 +32,7 @@ def command(
     imagery: Path,
     labels: Path,
     area: Path | None,
+    bands: tuple[int, ...] | None,
     minutes: float,
     threads: int | None,
     accelerator: str,
@@ -66,7 +68,7 @@ def command(
         def show(step: int, measures: dict[str, float]) -> None:
             bar().update(round(seconds - measures["seconds_left"]) - bar().pos, {"step": step, **measures})
 
-        source = RegionSource(imagery, labels, area)
+        source = RegionSource(imagery, labels, area, bands=bands)
         tuned = fine_tune_file(model, [source], output, minutes, overwrite, show, device=choose(accelerator))
     found, steps = tuned.matching["head"], tuned.training["fine_tuning"]["steps"]
     click.echo(f"Model: {output}, {steps} steps; its probability decides")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qgis_iic.cli.run import PATH, check_places, named_errors, numbers
+from qgis_iic.cli.run import PATH, bands_option, check_places, named_errors, numbers
 
 if TYPE_CHECKING:
     from qgis_iic.protocol.job import Objective
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @click.option("--imagery", type=PATH, help="Raster that the labels lie on.")
 @click.option("--labels", type=PATH, help="Polygons or points, or a raster: 1 building, 0 not, 255 unlabelled.")
 @click.option("--area", type=PATH, help="Polygons within which all buildings have a footprint.")
-@click.option("--places", type=PATH, help="Instead of the three: a protocol, whose regions to match on are all used.")
+@bands_option
+@click.option("--places", type=PATH, help="Instead of these: a protocol, whose regions to match on are all used.")
 @click.option("--data", type=PATH, help="Folder of imagery and labels of --places.  [default: the one that it names]")
 @click.option("--building", callback=numbers(), help="Instead of labels: the building clusters by hand, such as 3,17.")
 @click.option("--objective", type=click.Choice(["iou", "accuracy"]), default="iou", help="What the mapping maximises.")
@@ -39,6 +40,7 @@ def command(
     imagery: Path | None,
     labels: Path | None,
     area: Path | None,
+    bands: tuple[int, ...] | None,
     places: Path | None,
     data: Path | None,
     building: tuple[int, ...] | None,
@@ -70,16 +72,16 @@ def command(
     from qgis_iic.training.regions import RegionSource
 
     if building is not None:
-        if imagery or labels or area or places or head == "probe":
+        if imagery or labels or area or bands or places or data or head == "probe":
             raise click.UsageError("--building takes no labels and fits no probe.")
         matched = match_by_hand(model, building, output)
         click.echo(f"Building clusters: {_listed(matched)}")
         return
-    check_places(places, data, imagery, labels, area)
+    check_places(places, data, imagery, labels, area, bands)
     if places is not None:
         sources = [source for place in load_protocol(places, data).places for source in place.match]
     elif imagery is not None and labels is not None:
-        sources = [RegionSource(imagery, labels, area)]
+        sources = [RegionSource(imagery, labels, area, bands=bands)]
     else:
         raise click.UsageError("Name --imagery and --labels, or --places, or --building.")
     if head == "probe":

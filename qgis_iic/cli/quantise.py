@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qgis_iic.cli.run import PATH, named_errors
+from qgis_iic.cli.run import PATH, bands_option, check_outputs, named_errors
 
 if TYPE_CHECKING:
     from qgis_iic.training.model_file import Kind
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("model", type=PATH)
 @click.option("--precision", type=click.Choice(["int8", "fp16"]), required=True, help="Which one to make.")
 @click.option("--imagery", type=PATH, multiple=True, help="Raster to calibrate and to compare on; may be given again.")
+@bands_option
 @click.option("--places", type=PATH, help="A protocol with labels, such as models/places.toml.")
 @click.option("--data", type=PATH, help="Folder of imagery and labels of --places.  [default: the one that it names]")
 @click.option("--card", type=PATH, help="Markdown card of MODEL to write, with the figures of all its precisions.")
@@ -27,6 +28,7 @@ def command(
     model: Path,
     precision: Kind,
     imagery: Sequence[Path],
+    bands: tuple[int, ...] | None,
     places: Path | None,
     data: Path | None,
     card: Path | None,
@@ -55,9 +57,12 @@ def command(
 
     if places is None and not imagery:
         raise click.UsageError("Name --imagery, --places, or both.")
+    if bands and not imagery:
+        raise click.UsageError("--bands goes with --imagery.")
+    check_outputs((card,), (*imagery, places, model))
     grounds: list[Place | Path] = [] if places is None else list(load_protocol(places, data).places)
     grounds += imagery
-    made = quantise(model, precision, grounds)
+    made = quantise(model, precision, grounds, bands)
     for place in made.precision["places"]:
         line = f"{place['name']}: building masks agree on {place['agreement']:.3%} of {place['pixels']} pixels"
         if "iou" in place:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,12 +26,27 @@ accelerator_option = click.option(
 )
 
 
-def check_places(places: Path | None, data: Path | None, *named: Path | None) -> None:
+def check_places(places: Path | None, data: Path | None, *named: object) -> None:
     """Raises UsageError for a protocol beside ground that is `named` by itself, and for its folder without it."""
     if places is not None and any(named):
         raise click.UsageError("--places names imagery and labels itself; leave out the options that do.")
     if places is None and data is not None:
         raise click.UsageError("--data goes with --places.")
+
+
+def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
+    """Before what takes long: raises OutputNotWritable or OutputIsOtherKind for files that could not be written then.
+
+    Args:
+        outputs: that may exist, and are then replaced.
+        inputs: that may not be.
+    """
+    from qgis_iic.engine.outputs import check_folder, check_is_no_source
+
+    files = [str(file) for file in inputs if file is not None]
+    for output in filter(None, outputs):
+        check_folder(output)
+        check_is_no_source(str(output), files)
 
 
 def named_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -71,21 +86,27 @@ def numbers(count: int | None = None) -> Callable[[click.Context, click.Paramete
     return parse
 
 
+bands_option = click.option(
+    "--bands",
+    callback=numbers(),
+    help="Band numbers in the model's order, such as 1,2,3.  [default: by the raster's colour interpretation]",
+)
+
+
 def job_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that `extract` and `segment` have in common, in the order of the help."""
     options = [
         click.option("--model", type=PATH, required=True, help="ONNX model that `iic export` made."),
-        click.option("--bands", callback=numbers(), help="Band numbers in the model's order, such as 1,2,3.  "
-                     "[default: by the raster's colour interpretation]"),
+        bands_option,
         click.option("--window", callback=numbers(4), metavar="COL,ROW,WIDTH,HEIGHT",
                      help="Part of the raster, in its own pixels.  [default: all of it]"),
         click.option("--tile-size", type=click.IntRange(min=1),
                      help="Largest side of the tiles in pixels, halo included; the answer does not depend on it.  "
                      "[default: what the memory allows]"),
         click.option("--memory", type=click.IntRange(min=LEAST_MEMORY), metavar="MB",
-                     help="Memory that a run on a CPU may take: with more, tiles are larger and overlap less. On a GPU "
-                     "it bounds how far the reading runs ahead.  "
-                     "[default: 1500, and tiles of twice the model's side at most]"),
+                     help="Memory that a run on a CPU may take: with more, up to some 2800, tiles are larger and "
+                     "overlap less. On a GPU it bounds how far the reading runs ahead.  "
+                     "[default: 1500, and tiles of four times the area of the model's own at most]"),
         click.option("--provider", type=click.Choice(get_args(Provider)), default="auto",
                      help="Where the network runs; auto takes the fastest that `iic info --devices` finds usable, "
                      "TensorRT not among them."),
@@ -101,16 +122,21 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def on_interrupt(act: Callable[[], None]) -> None:
+    """Has `act` called, rather than the process ended, when it is interrupted, terminated or loses its terminal."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # on Windows no terminal hangs up
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda *_: act())
+
+
 def run_job(job: Job, events: str) -> Result:
     """Runs the engine in this process and shows its events; an interrupt or a termination leaves no output."""
     from qgis_iic.engine import pipeline
     from qgis_iic.engine.cancellation import Cancellation
 
     cancellation = Cancellation()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # on Windows no terminal hangs up
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, lambda *_: cancellation.request())
+    on_interrupt(cancellation.request)
     if events == "json":
         result = pipeline.run(job, lambda event: click.echo(encode(event)), cancellation)
         click.echo(encode(result))

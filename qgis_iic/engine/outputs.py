@@ -27,17 +27,39 @@ def scratch_folder(job: AnyJob) -> Iterator[Path]:
     """The job's scratch folder, beside its output and gone at the end.
 
     Raises:
-        OutputNotWritable, DiskFull: it can't be made.
+        OutputNotWritable, DiskFull: it can't be made; see `check_folder`.
     """
     output = Path(job.output)
-    if not os.path.isdir(output.parent):  # noqa: PTH112 - pathlib's raises where a folder above can't be entered
-        raise OutputNotWritable(f"There is no folder {output.parent}. Make it first, or choose another output.")
+    check_folder(output)
     with write_errors(output):
         job.scratch.mkdir()
     try:
         yield job.scratch
     finally:
         shutil.rmtree(job.scratch, ignore_errors=True)
+
+
+def check_folder(output: Path) -> None:
+    """Raises OutputNotWritable where the folder of an output is missing or can't be written to."""
+    if not os.path.isdir(output.parent):  # noqa: PTH112 - pathlib's raises where a folder above can't be entered
+        raise OutputNotWritable(f"There is no folder {output.parent}. Make it first, or choose another output.")
+    if not os.access(output.parent, os.W_OK):
+        raise OutputNotWritable(f"The folder {output.parent} can't be written to. Choose another output.")
+
+
+def write_whole(output: Path, content: bytes) -> None:
+    """Writes under a temporary name, then renames, so that what was there stays unless all could be written.
+
+    Raises:
+        OutputNotWritable, DiskFull: see `write_errors`.
+    """
+    temporary = output.with_name(f".{output.name}.partial")
+    with write_errors(output):
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(output)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def check_is_no_source(output: str, files: Iterable[str]) -> None:

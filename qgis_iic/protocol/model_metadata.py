@@ -108,8 +108,8 @@ class ModelMetadata:
             check_building_clusters(self.building_clusters, self.clusters)
 
     def matched(self, building_clusters: tuple[int, ...], matching: dict[str, Any]) -> ModelMetadata:
-        """The same model with another mapping, by which each pixel's largest cluster then decides."""
-        return replace(self, building_clusters=building_clusters, decision="clusters", matching=matching)
+        """The same model with another mapping, not yet measured, by which each pixel's largest cluster then decides."""
+        return replace(self, building_clusters=building_clusters, decision="clusters", matching=matching, metrics={})
 
     def is_made_from(self, original: ModelMetadata) -> bool:
         """Whether this is another precision of that very model, its decision included."""
@@ -161,7 +161,11 @@ class ModelMetadata:
 def check_building_clusters(building_clusters: tuple[int, ...], clusters: int) -> None:
     """Raises ModelInvalid where a cluster number is not one of the `clusters` of the model."""
     outside = [cluster for cluster in building_clusters if not 0 <= cluster < clusters]
-    _require(not outside, f"cluster {outside} is not one of its {clusters} clusters")
+    if outside:
+        raise ModelInvalid(
+            f"The model has no building cluster {', '.join(map(str, outside))}: not one of its {clusters} clusters, "
+            f"which are 0 to {clusters - 1}."
+        )
 
 
 def _require(condition: bool, problem: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qgis_iic.training.baselines import trunk_features
-from qgis_iic.training.evaluation import FILE, Setting, evaluate, prediction
+from qgis_iic.training.evaluation import Setting, decided, evaluate, prediction
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.pictures import Example, choose_examples
 from qgis_iic.training.places import Place, Protocol
@@ -83,9 +83,11 @@ def run_benchmark(
         found = evaluate(setting, known, protocol.draws, tell, trunk, baselines, supervised(origin))
         settings.append({**found, "kind": kind})
         if kind == "own":
-            mapping = "iou" if setting.match else FILE
-            chosen = tuple(found["mappings"][mapping]["building_clusters"])
-            masks = prediction(setting.score, metadata, mapping, chosen)
+            if setting.match:
+                chosen = tuple(found["mappings"]["iou"]["building_clusters"])
+                masks = prediction(setting.score, metadata, "iou", chosen)
+            else:
+                masks = decided(setting.score, metadata)
             examples[name] = choose_examples(setting.score, masks)
     figures = {
         "draws": asdict(protocol.draws),

@@ -7,6 +7,7 @@ import html
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ def _markdown(block: Block, folder: str) -> str:
             lines = [block.heading, ["---"] * len(block.heading), *block.rows]
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
         case Picture():
-            return f"![{block.caption}]({folder}/{block.name}.png)\n\n{block.caption}"
+            return f"![{block.caption}]({quote(folder)}/{block.name}.png)\n\n{block.caption}"
 
 
 def to_html(title: str, blocks: Iterable[Block]) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.errors import LabelsInvalid, ModelNotMatched
-from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA, ModelMetadata
+from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
 from qgis_iic.training import objects
 from qgis_iic.training.assignments import Assignment, WholeAssignment
 from qgis_iic.training.baselines import (
@@ -140,7 +141,8 @@ def evaluate(
 
         - `rows`: method, objective, and for each measure [mean, standard deviation over the draws];
         - `mappings`: `iou` and `accuracy`, from all labels of the regions to match on, and `file`, the model's own,
-          each with its `building_clusters` and its `confusion` on the regions to score on;
+          each with its `building_clusters` and its `confusion` on the regions to score on; the file's building head,
+          `head`, has none of the former;
         - `clusters`: see `cluster_table`, of the regions to match on, or to score on where there are none.
 
     Raises:
@@ -177,6 +179,8 @@ def evaluate(
             advance(features.name)
     if supervised is not None:
         rows += _supervised_rows(supervised, setting, ground)
+    if "head" in metadata.matching:
+        mappings, found = {**mappings, "head": ()}, {**found, "head": decided(setting.score, metadata)}
     return {
         "name": setting.name,
         "building_share": background.false_negative / labelled,
@@ -200,6 +204,13 @@ def prediction(
     return masks
 
 
+def decided(regions: Sequence[Region], metadata: ModelMetadata) -> tuple[Prediction, ...]:
+    """Where buildings are in each region as the model file decides, and so in an extraction."""
+    deciding = None if metadata.decision == "probability" else metadata.building_clusters or ()
+    answers = (np.stack([region.clusters, region.classes, region.probability]) for region in regions)
+    return tuple(building_mask(planes, deciding) for planes in answers)
+
+
 def _drawn_share(regions: Sequence[Region], drawn: Sequence[Sequence[Labels]]) -> float | None:
     if not drawn:
         return None
@@ -214,8 +225,7 @@ def _undrawn_rows(
     if FILE in found:
         yield _row("IIC clusters, mapping of the file", "", [ground.measures(found[FILE])])
     if "head" in metadata.matching:
-        by_head = [region.probability >= LEAST_BUILDING_PROBABILITY for region in setting.score]
-        yield _row("building head of the file", "", [ground.measures(by_head)])
+        yield _row("building head of the file", "", [ground.measures(decided(setting.score, metadata))])
     for objective in OBJECTIVES:
         if objective in found:
             head = f"{OVER_CLUSTERING} ({metadata.clusters}){ALL_LABELS}"

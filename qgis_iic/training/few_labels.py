@@ -20,13 +20,12 @@ import rasterio
 from affine import Affine
 from scipy import ndimage
 
-from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import without_building_head
 from qgis_iic.training.devices import choose
 from qgis_iic.training.draws import label_units
-from qgis_iic.training.evaluation import confusion
+from qgis_iic.training.evaluation import confusion, decided
 from qgis_iic.training.finetune import build_tuned_model, fine_tune, read_network
 from qgis_iic.training.labelled_chips import read_blocks
 from qgis_iic.training.labels import BUILDING, UNLABELLED, Labels
@@ -117,12 +116,9 @@ def _train(
 def score(model: Path, sources: Sequence[RegionSource]) -> dict[str, float]:
     """The measures of what the model decides, whichever way, over all regions together."""
     _, metadata = read_model(model)
-    deciding = None if metadata.decision == "probability" else metadata.building_clusters or ()
     reader = RegionReader(model)
     regions = [reader.read(source) for source in sources]
-    planes = [np.stack([region.clusters, region.classes, region.probability]) for region in regions]
-    found = [building_mask(answer, deciding) for answer in planes]
-    return confusion(found, [region.labels for region in regions]).measures()
+    return confusion(decided(regions, metadata), [region.labels for region in regions]).measures()
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qgis_iic.protocol.errors import OutputExists, OutputNotWritable
+from qgis_iic.protocol.errors import OutputExists
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import with_building_head, without_building_head
 from qgis_iic.training.devices import CPU, computes_in_bfloat16, gpu_memory, keep_freed_memory
@@ -128,8 +127,6 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if output.exists() and not overwrite:
         raise OutputExists(f"{output} exists. Name another file, or allow overwriting: --overwrite.")
     check_target(output)
-    if not os.access(output.parent, os.W_OK):
-        raise OutputNotWritable(f"The folder {output.parent} is missing or can't be written to.")
 
 
 def read_network(model: onnx.ModelProto, metadata: ModelMetadata) -> GraphNetwork:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +72,7 @@ def run(job: LabelledJob, emit: Emit, cancellation: Cancellation) -> Result:
             elif isinstance(job, FineTuneJob):
                 figures = _fine_tune(job, device, staged, emit, cancellation)
             else:
-                figures = _evaluate(job, blocks, staged, advance)
+                figures = _evaluate(job, staged, advance)
         cancellation.check()
         with write_errors(output):
             staged.replace(output)
@@ -141,17 +140,14 @@ def _seconds(job: FineTuneJob) -> int:
     return max(1, round(60 * job.minutes))
 
 
-def _evaluate(job: EvaluateJob, blocks: Sequence[RegionSource], output: Path, advance: Advance) -> dict[str, float]:
+def _evaluate(job: EvaluateJob, output: Path, advance: Advance) -> dict[str, float]:
     """The measures of what decides in the model."""
     from qgis_iic.training.benchmark import run_benchmark
-    from qgis_iic.training.places import Draws, Place, Protocol
+    from qgis_iic.training.places import protocol_of
     from qgis_iic.training.report import write_report
 
-    place = Place(raster_name(job.source.path), (), tuple(blocks))
-    note = (
-        "" if job.area else "Whole buildings are counted by the shapes of the examples, which need not be footprints."
-    )
-    benchmark = run_benchmark(Path(job.model), Protocol((place,), "", Draws(), note), advance=advance)
+    protocol = protocol_of(raster_name(job.source.path), _region(job))
+    benchmark = run_benchmark(Path(job.model), protocol, advance=advance)
     write_report(output, f"Evaluation of {Path(job.model).name}", benchmark.figures, benchmark.examples)
     decisive = benchmark.figures["settings"][0]["rows"][-1]
     return {name: mean for name, (mean, _) in decisive["measures"].items()}

@@ -17,6 +17,7 @@ import numpy as np
 import pyogrio
 import pyproj
 import rasterio
+import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj.enums import TransformDirection
@@ -39,7 +40,8 @@ ATTRIBUTE = "building"
 """Column that says whether a feature is one; the features of a layer without it all are."""
 
 POINT_RADIUS = 1.0
-"""Metres around a point that it labels: little enough to stay on a small roof, enough to hold some pixels of it."""
+"""Metres around a point that it labels, and its own pixel: little enough to stay on a small roof, enough to hold some
+pixels of it."""
 
 BLOCK = 512
 """Pixels along each side of the squares into which scattered labels are parted; a tile of the network holds one."""
@@ -87,11 +89,11 @@ def labelled_blocks(raster: Raster, labels: Path, area: Path | None, within: Win
     Raises:
         LabelsInvalid: see `labelled_window`; also where no label lies on the raster, or in `within`.
     """
-    if within is not None and _is_raster(labels):
+    if within is not None and is_raster(labels):
         return [within]
     outside = LabelsInvalid(f"No label in {labels} lies on the part of {raster.path} that is asked for.")
     window = labelled_window(raster, labels, area)
-    if _is_raster(labels):
+    if is_raster(labels):
         return [window]
     inside = window if within is None else window.intersection(within)
     if inside is None:
@@ -200,7 +202,7 @@ def read_labels(
         LabelsInvalid: unreadable, without polygons and points, buildings alone without an area, points for buildings
             with an area, or values other than those above.
     """
-    if _is_raster(labels):
+    if is_raster(labels):
         return _resample(labels, transform, shape, crs)
     features = _placed(_read_features, labels, crs)
     building = features[ATTRIBUTE]
@@ -228,7 +230,8 @@ def read_labels(
     return found
 
 
-def _is_raster(path: Path) -> bool:
+def is_raster(path: Path) -> bool:
+    """Whether labels are one; else they are features."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -239,7 +242,7 @@ def _is_raster(path: Path) -> bool:
 
 
 def _extent(labels: Path, area: Path | None, crs: pyproj.CRS | None) -> tuple[Bounds, pyproj.CRS | None]:
-    if _is_raster(labels):
+    if is_raster(labels):
         with rasterio.open(labels) as dataset:
             own = pyproj.CRS.from_wkt(dataset.crs.to_wkt()) if dataset.crs else None
             left, bottom, right, top = dataset.bounds
@@ -286,6 +289,7 @@ def _read(path: Path, types: tuple[str, ...]) -> geopandas.GeoDataFrame:
         raise LabelsInvalid(f"{path} holds several layers ({', '.join(layers)}). Export the one that is meant.")
     if not isinstance(frame, geopandas.GeoDataFrame):
         raise LabelsInvalid(f"The labels in {path} have no geometry.")
+    frame.geometry = frame.geometry.force_2d()  # a height that is not a number would take the place with it
     frame = frame.explode(ignore_index=True)  # collections, too, have parts
     found = frame[frame.geometry.notna() & frame.geom_type.isin(types) & ~frame.geometry.is_empty]
     if len(found) == 0:
@@ -342,10 +346,13 @@ def _discs(points: geopandas.GeoSeries) -> geopandas.GeoSeries:
 
 
 def _burn(polygons: geopandas.GeoDataFrame, transform: Affine, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Pixels whose centre lies in one of them, bool [H, W]."""
+    """Pixels whose centre lies in one of them, and those that the middle of a point's disc lies in, bool [H, W]."""
     if len(polygons) == 0:
         return np.zeros(shape, np.bool_)
-    burnt: Labels = rasterize(polygons.geometry, out_shape=shape, transform=transform, default_value=1, dtype="uint8")
+    shapes = polygons.geometry.to_numpy()
+    if "is_point" in polygons:  # where pixels are coarse, a disc may lie between their centres
+        shapes = np.concatenate([shapes, shapely.centroid(shapes[polygons["is_point"]])])
+    burnt: Labels = rasterize(shapes, out_shape=shape, transform=transform, default_value=1, dtype="uint8")
     return burnt > 0
 
 

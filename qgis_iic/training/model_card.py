@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qgis_iic.protocol.errors import OutputNotWritable
+from qgis_iic.engine.outputs import write_whole
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.document import Table, to_markdown
 from qgis_iic.training.matching import MANUAL
@@ -51,14 +51,10 @@ def write_card(metadata: ModelMetadata, model: Path, card: Path) -> None:
     """Writes the card of the file `model`, which says `metadata` of itself or soon will.
 
     Raises:
-        OutputNotWritable: the folder is missing or can't be written to.
+        OutputNotWritable, DiskFull: see `engine.outputs.write_whole`.
         ModelNotFound, ModelInvalid: see `model_file.read_model`.
     """
-    text = model_card(metadata, model.name, read_copies(model))
-    try:
-        card.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputNotWritable(f"The card {card} can't be written: {error}.") from error
+    write_whole(card, model_card(metadata, model.name, read_copies(model)).encode())
 
 
 def _heading(metadata: ModelMetadata) -> str:
@@ -110,24 +106,24 @@ def _training(metadata: ModelMetadata) -> str:
         return ""
     config = training["config"]
     network, objective, optimisation = config["network"], config["objective"], config["optimisation"]
-    last = training["last_step"]
     side = optimisation["chip_size"]
+    # Earlier exports do not say it, and are all of runs that were taken to their end.
+    has_prototypes = objective["cluster_head"] == "k_means" and training.get("has_prototypes", True)
+    chosen = "It is the last state; no other was chosen."
+    if training.get("is_best", True):
+        criterion = _CRITERIA[config["held_out"].get("criterion", "loss")]
+        chosen = f"The model is the state with {criterion} on held-out ground; no label chose that, nor the seed."
     lines = [
         f"- {training['steps']} steps of {optimisation['chips']} pairs of {side} x {side} pixels in "
         f"{_duration(training['seconds'])}, seed {training['seed']}, Adam {optimisation['learning_rate']}. "
-        f"The model is the state with {_CRITERIA[config['held_out'].get('criterion', 'loss')]} on held-out ground; "
-        "no label chose that, nor the seed.",
+        f"{chosen}",
         f"- Width {network['width']} of the published network, dilations {_numbers(network['dilations'])}"
         + ("; the heads see several layers and the image's local moments" if network["multi_layer"] else "")
-        + ("; k-means of the features for an over-clustering head." if objective["cluster_head"] == "k_means" else "."),
+        + ("; k-means of the features for an over-clustering head." if has_prototypes else "."),
         f"- Displacements up to {objective['displacement']} pixels at half resolution, "
         f"{objective['displacements_per_step']} a step; lambda {objective['lambda_clusters']} (over-clustering) and "
         f"{objective['lambda_classes']} (main head); reconstruction weight {objective['reconstruction_weight']}.",
-        f"- At the last step: loss without lambda {last['clusters_loss_without_lambda']:.3f} and "
-        f"{last['classes_loss_without_lambda']:.3f} (over-clustering, main head), H(z)/ln K "
-        f"{last['clusters_entropy']:.3f}, H(z|z') {last['clusters_conditional_entropy']:.3f}, "
-        f"{last['clusters_alive']:.0f} clusters above half their fair share"
-        + (": of the head that k-means then took the place of." if objective["cluster_head"] == "k_means" else "."),
+        *_last_step(training["last_step"], has_prototypes),
         "- " + ", ".join(f"{name} {number}" for name, number in metadata.versions.items()) + ".",
     ]
     if "fine_tuning" in training:
@@ -137,6 +133,19 @@ def _training(metadata: ModelMetadata) -> str:
             f"whose graph has the SHA-256 `{tuned['from_weights_sha256']}`. The lines above are of that one."
         )
     return "\n".join(["## Training", "", *lines])
+
+
+def _last_step(last: dict[str, float], has_prototypes: bool) -> list[str]:
+    """A line, none where no step was done."""
+    if not last:
+        return []
+    return [
+        f"- At the last step: loss without lambda {last['clusters_loss_without_lambda']:.3f} and "
+        f"{last['classes_loss_without_lambda']:.3f} (over-clustering, main head), H(z)/ln K "
+        f"{last['clusters_entropy']:.3f}, H(z|z') {last['clusters_conditional_entropy']:.3f}, "
+        f"{last['clusters_alive']:.0f} clusters above half their fair share"
+        + (": of the head that k-means then took the place of." if has_prototypes else ".")
+    ]
 
 
 def _matching(metadata: ModelMetadata) -> str:

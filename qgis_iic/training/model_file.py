@@ -15,8 +15,9 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from qgis_iic.engine.outputs import check_folder, write_whole
 from qgis_iic.engine.session import sibling
-from qgis_iic.protocol.errors import ModelInvalid, ModelNotFound, OutputIsOtherKind, OutputNotWritable
+from qgis_iic.protocol.errors import ModelInvalid, ModelNotFound, OutputIsOtherKind
 from qgis_iic.protocol.model_metadata import IMAGE_INPUT, KEY, ModelMetadata
 from qgis_iic.training.heads import feature_parts
 
@@ -88,7 +89,9 @@ def check_target(path: Path) -> None:
 
     Raises:
         OutputIsOtherKind: the path is a folder or another file.
+        OutputNotWritable: its folder is missing or can't be written to.
     """
+    check_folder(path)
     if not os.path.exists(path):  # noqa: PTH110 - pathlib's may raise
         return
     refused = OutputIsOtherKind(f"{path} exists and is no model file. Choose another name; it was left as it is.")
@@ -101,24 +104,16 @@ def check_target(path: Path) -> None:
 
 
 def write_model(model: onnx.ModelProto, metadata: ModelMetadata, path: Path) -> None:
-    """Writes graph and metadata under a temporary name, then renames.
-
-    The metadata replace the model's earlier ones; the graph is written as it is.
+    """Writes graph and metadata; the metadata replace the model's earlier ones, the graph is written as it is.
 
     Raises:
-        OutputNotWritable: the folder is missing, full or not writable.
+        OutputNotWritable, DiskFull: see `engine.outputs.write_whole`.
     """
     written = onnx.ModelProto()
     written.CopyFrom(model)
     del written.metadata_props[:]
     onnx.helper.set_model_props(written, metadata.to_properties())
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_bytes(written.SerializeToString())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputNotWritable(f"The model {path} can't be written: {error}.") from error
+    write_whole(path, written.SerializeToString())
 
 
 def open_inner(model: onnx.ModelProto, *names: str) -> Callable[[NDArray[np.float32]], list[Tensor]]:

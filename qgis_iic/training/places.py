@@ -10,7 +10,8 @@ from typing import Any
 
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
-from qgis_iic.training.regions import RegionSource
+from qgis_iic.training.labels import is_raster
+from qgis_iic.training.regions import RegionSource, in_blocks
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,17 @@ class Protocol:
                 for place in self.places:
                     if place is not origin:
                         yield f"{origin.name} to {place.name}", origin, place
+
+
+def protocol_of(name: str, score: RegionSource, match: RegionSource | None = None) -> Protocol:
+    """Of one place that no file describes; labels that lie far apart are read where they are.
+
+    Raises:
+        LabelsInvalid, IicError: see `regions.in_blocks`.
+    """
+    note = "Whole buildings are counted by the shapes of the examples, which need not be footprints."
+    place = Place(name, tuple(in_blocks(match)) if match else (), tuple(in_blocks(score)))
+    return Protocol((place,), "", Draws(), "" if score.area or is_raster(score.labels) else note)
 
 
 def load_protocol(path: Path, data: Path | None = None) -> Protocol:

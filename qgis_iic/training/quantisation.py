@@ -57,7 +57,9 @@ class Ground:
     comparison: Sequence[tuple[Plan, Labels | None]]
 
 
-def quantise(model: Path, kind: Kind, grounds: Iterable[Place | Path]) -> ModelMetadata:
+def quantise(
+    model: Path, kind: Kind, grounds: Iterable[Place | Path], bands: tuple[int, ...] | None = None
+) -> ModelMetadata:
     """Writes the sibling of `model` in that precision, once it has been shown to find the same buildings.
 
     Args:
@@ -65,12 +67,13 @@ def quantise(model: Path, kind: Kind, grounds: Iterable[Place | Path]) -> ModelM
         kind: of precision.
         grounds: places, calibrated on what they match on and compared on what they score on, or rasters, of which some
             tiles are calibrated on and others compared.
+        bands: of the rasters, in the model's order; None takes the model's default.
 
     Raises:
         PrecisionInexact: the building masks agree on too few pixels, or the building IoU falls by too much.
         ModelNotMatched: the model does not say what a building is.
         ModelInvalid: the graph is not one of `iic export`, or not in fp32.
-        SourceUnsuitable: a raster has fewer than two tiles with data.
+        SourceUnsuitable: a raster has fewer than two tiles with data, or there is none to calibrate int8 on.
         IicError: see `engine.raster`, `labels.read_labels` and `model_file.write_model`.
     """
     proto, metadata = read_model(model)
@@ -79,11 +82,16 @@ def quantise(model: Path, kind: Kind, grounds: Iterable[Place | Path]) -> ModelM
             f"{model} does not say yet what a building is, so that nothing can be compared: iic match."
         )
     with ExitStack() as rasters:
-        opened = [rasters.enter_context(open_ground(ground, metadata)) for ground in grounds]
+        opened = [rasters.enter_context(open_ground(ground, metadata, bands)) for ground in grounds]
         if kind == "fp16":
             made, compared = to_fp16(proto), rounded_as_fp16(proto)
         else:
-            made = compared = to_int8(proto, list(_calibration_tiles(opened, metadata)))
+            tiles = list(_calibration_tiles(opened, metadata))
+            if not tiles:
+                raise SourceUnsuitable(
+                    "There is no ground with data to calibrate int8 on: name a raster, or places to match on."
+                )
+            made = compared = to_int8(proto, tiles)
         with tempfile.TemporaryDirectory() as folder:
             write_model(compared, metadata, Path(folder) / model.name)
             sessions = Session(model, "cpu"), Session(Path(folder) / model.name, "cpu")
@@ -97,14 +105,17 @@ def quantise(model: Path, kind: Kind, grounds: Iterable[Place | Path]) -> ModelM
 
 
 @contextmanager
-def open_ground(ground: Place | Path, metadata: ModelMetadata) -> Iterator[Ground]:
+def open_ground(
+    ground: Place | Path, metadata: ModelMetadata, bands: tuple[int, ...] | None = None
+) -> Iterator[Ground]:
     with ExitStack() as rasters:
         if isinstance(ground, Place):
             match = [rasters.enter_context(labelled_plan(source, metadata)) for source in ground.match]
             score = [rasters.enter_context(labelled_plan(source, metadata)) for source in ground.score]
             yield Ground(ground.name, [made for made, _ in match], score)
             return
-        whole = plan(rasters.enter_context(open_raster(ground)), Source(str(ground)), metadata, TILE_SIZE)
+        source = Source(str(ground), bands=bands)
+        whole = plan(rasters.enter_context(open_raster(ground)), source, metadata, TILE_SIZE)
         found = list(islice(_tiles_with_data([whole]), CALIBRATION_TILES + COMPARISON_TILES))
         if len(found) < 2:
             raise SourceUnsuitable(f"{ground} has data in one tile alone: there is none left to compare on.")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qgis_iic.protocol.errors import OutputNotWritable
+from qgis_iic.engine.outputs import write_errors, write_whole
 from qgis_iic.training.document import Block, Heading, Paragraph, Picture, Table, png, to_html, to_markdown
 from qgis_iic.training.evaluation import mean_over, supervised_gap
 from qgis_iic.training.pictures import LEGEND, Example
@@ -42,24 +42,22 @@ def write_report(path: Path, title: str, figures: dict[str, Any], examples: Mapp
         examples: by the name of their setting.
 
     Raises:
-        OutputNotWritable: the folder is missing, full or not writable.
+        OutputNotWritable, DiskFull: see `engine.outputs.write_whole`.
     """
-    try:
-        if path.suffix.lower() == ".json":
-            path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-            return
-        blocks = report_blocks(title, figures, examples)
-        if path.suffix.lower() == ".html":
-            path.write_text(to_html(title, blocks), encoding="utf-8")
-            return
-        folder = path.with_name(f"{path.stem}_pictures")
-        path.write_text(to_markdown(blocks, folder.name) + "\n", encoding="utf-8")
-        for block in blocks:
-            if isinstance(block, Picture):
+    if path.suffix.lower() == ".json":
+        write_whole(path, (json.dumps(figures, indent=2) + "\n").encode())
+        return
+    blocks = report_blocks(title, figures, examples)
+    if path.suffix.lower() == ".html":
+        write_whole(path, to_html(title, blocks).encode())
+        return
+    folder = path.with_name(f"{path.stem}_pictures")
+    for block in blocks:
+        if isinstance(block, Picture):
+            with write_errors(folder):
                 folder.mkdir(exist_ok=True)
-                (folder / f"{block.name}.png").write_bytes(png(block.pixels))
-    except OSError as error:
-        raise OutputNotWritable(f"The report {path} can't be written: {error}.") from error
+            write_whole(folder / f"{block.name}.png", png(block.pixels))
+    write_whole(path, (to_markdown(blocks, folder.name) + "\n").encode())
 
 
 def report_blocks(title: str, figures: dict[str, Any], examples: Mapping[str, Sequence[Example]]) -> list[Block]:
@@ -81,12 +79,15 @@ def figure_blocks(figures: dict[str, Any]) -> list[Block]:
 
 def _summary_blocks(figures: dict[str, Any]) -> list[Block]:
     draws, side = figures["draws"], figures["draws"]["tile_size"]
-    text = (
-        f"Mean and standard deviation over {draws['count']} draws of {draws['tiles']} labelled tiles of "
-        f"{side} x {side} pixels (two thirds of the tiles there are, where that is fewer), scored on ground that was "
-        f"not matched on. All methods get the same tiles. {figures['note']}"
-    )
-    blocks: list[Block] = [Heading(2, "Figures"), Paragraph(text.rstrip())]
+    if any(setting.get("drawn_share") for setting in figures["settings"]):
+        text = (
+            f"Mean and standard deviation over {draws['count']} draws of {draws['tiles']} labelled tiles of "
+            f"{side} x {side} pixels (two thirds of the tiles there are, where that is fewer), scored on ground that "
+            "was not matched on. All methods get the same tiles."
+        )
+    else:
+        text = "The model as it is: nothing was matched for this. On labels that it was made with, it looks too good."
+    blocks: list[Block] = [Heading(2, "Figures"), Paragraph(f"{text} {figures['note']}".rstrip())]
     if steps := figures.get("supervised_steps"):
         blocks.append(
             Paragraph(
@@ -135,7 +136,9 @@ def _figure(row: dict[str, Any], name: str) -> str:
 
 
 def _detail_blocks(setting: dict[str, Any]) -> list[Block]:
-    ground = "to match on" if "iou" in setting["mappings"] else "that is scored"
+    ground, mappings = "that is scored", "as the file has them"
+    if "iou" in setting["mappings"]:
+        ground, mappings = "to match on", "from all labels to match on and as the file has them"
     confusion = [
         (
             name,
@@ -157,9 +160,7 @@ def _detail_blocks(setting: dict[str, Any]) -> list[Block]:
     ]
     return [
         Heading(4, f"{setting['name']}: mappings"),
-        Paragraph(
-            "Labelled pixels that were scored, by the mappings from all labels to match on and by the file's own."
-        ),
+        Paragraph(f"Labelled pixels that were scored, by mappings {mappings}."),
         Table(("mapping", "building clusters", *_CONFUSION.values()), confusion),
         Heading(4, f"{setting['name']}: clusters"),
         Paragraph(f"Labelled pixels of each cluster, and its share of all pixels, on the ground {ground}."),

@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+import geopandas
+import numpy as np
 import pytest
 import rasterio
 from click.testing import CliRunner
+from shapely.geometry import Point
 
 from qgis_iic.cli.main import main
+from qgis_iic.protocol.errors import ModelBandsMismatch
 from qgis_iic.training.model_file import read_model
+from qgis_iic.training.regions import Advance, Region, RegionReader, RegionSource, ignore
 from tests.onnx_models import brightness_model
+from tests.rasters import NORTH_UP, write_raster
 from tests.training.scenes import write_village
 
 
@@ -36,6 +43,8 @@ def scored(folder: Path) -> list[object]:
 def test_a_model_is_scored_by_its_own_mapping(folder: Path) -> None:
     status, output = evaluate(folder, *scored(folder))
     assert status == 0, output
+    assert "nothing was matched for this" in output
+    assert "draws" not in output
     assert "| IIC clusters, mapping of the file |" in output
     assert "k-means" not in output
 
@@ -52,6 +61,7 @@ def test_matched_on_one_place_and_scored_on_another(folder: Path) -> None:
     rows = {(row["method"], row["objective"]): row["measures"] for row in figures["settings"][0]["rows"]}
     assert rows["IIC over-clustering head (4)", "iou"]["building_iou"][0] > 0.95
     assert rows["all background", ""]["building_iou"][0] == 0
+    assert "Mean and standard deviation over 5 draws" in output
     assert read_model(folder / "model.onnx")[1].metrics == figures
     for line in output.splitlines():
         if line.startswith("| "):
@@ -98,10 +108,62 @@ def test_a_report_of_another_kind_is_refused_before_anything_is_done(folder: Pat
     assert ".html" in output
 
 
-def test_a_report_that_can_not_be_written_is_named(folder: Path) -> None:
-    status, output = evaluate(folder, *scored(folder), "--report", folder / "none" / "report.md")
+@pytest.mark.parametrize("option", ["--report", "--card"])
+def test_what_can_not_be_written_is_named_before_anything_is_done(folder: Path, option: str) -> None:
+    status, output = evaluate(folder, *scored(folder), option, folder / "none" / "report.md")
     assert status == 40
     assert "output-not-writable" in output
+    assert "Network on" not in output
+
+
+def test_no_report_takes_the_place_of_labels(folder: Path) -> None:
+    labels = folder / "labels.json"
+    shutil.copy(folder / "there" / "labels.tif", labels)
+    before = labels.read_bytes()
+    status, output = evaluate(
+        folder, "--imagery", folder / "there" / "scene.tif", "--labels", labels, "--report", labels
+    )
+    assert "output-is-other-kind" in output
+    assert status != 0
+    assert labels.read_bytes() == before
+
+
+def test_scattered_points_are_read_where_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_raster(folder / "large.tif", np.zeros((3, 4000, 4000), np.uint8))
+    places = [NORTH_UP @ (20 + 3900 * corner, 20 + 3900 * corner) for corner in (0, 1)]
+    points = geopandas.GeoDataFrame({"building": [1, 0]}, geometry=[Point(place) for place in places], crs="EPSG:32645")
+    points.to_file(folder / "points.gpkg")
+    seen: list[int] = []
+    read = RegionReader.read
+
+    def counting(self: RegionReader, source: RegionSource, advance: Advance = ignore) -> Region:
+        found = read(self, source, advance)
+        seen.append(found.labels.size)
+        return found
+
+    monkeypatch.setattr(RegionReader, "read", counting)
+    status, output = evaluate(folder, "--imagery", folder / "large.tif", "--labels", folder / "points.gpkg")
+    assert status == 0, output
+    assert "which need not be footprints" in output
+    assert len(seen) == 2
+    assert sum(seen) < 2 * 512 * 512  # of 16 million
+
+
+def test_bands_may_be_named(folder: Path) -> None:
+    there = folder / "there"
+    with rasterio.open(there / "scene.tif") as dataset:
+        values, valid = dataset.read(), dataset.dataset_mask() > 0
+    odd = np.concatenate([values[:1] * 0, values[::-1]])
+    write_raster(there / "odd.tif", odd, valid=valid, photometric="MINISBLACK")
+    named = ("--imagery", there / "odd.tif", "--labels", there / "labels.tif")
+    status, output = evaluate(folder, *named)
+    assert status == ModelBandsMismatch.exit_status
+    assert "its bands to use" in output
+    status, output = evaluate(folder, *named, "--bands", "4,3,2")
+    assert status == 0, output
+    _, wanted = evaluate(folder, *scored(folder))
+    rows = [[line for line in text.splitlines() if line.startswith("| ")] for text in (output, wanted)]
+    assert rows[0] == rows[1]
 
 
 def test_the_supervised_network_takes_labels_and_a_model_that_can_be_trained(folder: Path) -> None:

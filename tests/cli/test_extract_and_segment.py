@@ -63,7 +63,7 @@ def test_extract_says_what_it_found(folder: Path) -> None:
     assert status == 0, errors
     assert output.startswith("5 buildings, 682 m2: layer roofs of ")
     assert "CPUExecutionProvider" in errors
-    assert "4 of 4 tiles, 0 s to go" in errors
+    assert "2 of 2 tiles, 0 s to go" in errors
     assert len(geopandas.read_file("b.gpkg", layer="roofs")) == 5
 
 

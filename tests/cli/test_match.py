@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from shapely.geometry import Point, box
 
 from qgis_iic.cli.main import main
-from qgis_iic.protocol.errors import OutputIsOtherKind
+from qgis_iic.protocol.errors import ModelBandsMismatch, OutputIsOtherKind
 from qgis_iic.training.model_file import read_model
 from tests.onnx_models import brightness_model
 from tests.rasters import NORTH_UP, town, write_raster
@@ -70,6 +70,18 @@ def test_a_label_raster(scene: Path, tmp_path: Path) -> None:
     assert read_model(tmp_path / "matched.onnx")[1].matching["objective"] == "accuracy"
 
 
+def test_bands_may_be_named(scene: Path, tmp_path: Path) -> None:
+    values = town(96, 96, ROOFS)
+    odd = write_raster(tmp_path / "odd.tif", np.concatenate([values[:1] * 0, values]), photometric="MINISBLACK")
+    labels = ("--labels", examples(tmp_path / "examples.geojson", 3, 3))
+    status, output = invoke(odd, *labels)
+    assert status == ModelBandsMismatch.exit_status
+    assert "its bands to use" in output
+    status, output = invoke(odd, *labels, "--bands", "2,3,4")
+    assert status == 0, output
+    assert "Building clusters: 3\n" in output
+
+
 def test_footprints_alone_are_refused_with_the_remedy(scene: Path, tmp_path: Path) -> None:
     status, output = invoke(scene, "--labels", polygons(tmp_path / "footprints.geojson", ROOFS))
     assert status == 50
@@ -120,7 +132,12 @@ def test_a_mapping_by_hand(scene: Path, tmp_path: Path) -> None:
     _, metadata = read_model(output)
     assert metadata.building_clusters == (0, 3)
     assert metadata.matching == {"objective": "manual"}
-    assert CliRunner().invoke(main, ["match", model, "--building", "9", "--output", str(output)]).exit_code == 21
+    done = CliRunner().invoke(main, ["match", model, "--building", "9", "--output", str(output)])
+    assert done.exit_code == 21
+    assert "no building cluster 9" in done.output
+    assert CliRunner().invoke(main, ["match", model, "--building", "3", "--data", "x", "--output", "y"]).exit_code == 2
+    missing = tmp_path / "none" / "matched.onnx"
+    assert CliRunner().invoke(main, ["match", model, "--building", "3", "--output", str(missing)]).exit_code == 40
     assert CliRunner().invoke(main, ["match", model, "--building", "x", "--output", str(output)]).exit_code == 2
     status, message = invoke(scene, "--building", "3")
     assert status == 2

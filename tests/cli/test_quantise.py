@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from qgis_iic.cli.main import main
+from qgis_iic.protocol.errors import SourceUnsuitable
 from qgis_iic.training import quantisation
 from qgis_iic.training.export import build_model
-from qgis_iic.training.model_file import weights_checksum, write_model
+from qgis_iic.training.model_file import read_model, weights_checksum, write_model
 from tests.onnx_models import metadata
 from tests.training.networks import untrained_network
 from tests.training.scenes import write_village
@@ -79,8 +81,10 @@ def test_a_copy_is_made_and_used(model: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "| supervised network |  | 0.875 |" in card
     assert "--supervised 30 --record" in card
 
+    assert read_model(model)[1].metrics != {}
     matched = invoke("match", model, "--building", "1", "--output", model)
     assert matched.exit_code == 0, matched.output
+    assert read_model(model)[1].metrics == {}  # they were of another mapping
     used = invoke("segment", *arguments, "--overwrite")
     assert used.exit_code == 21
     assert "iic quantise" in used.output
@@ -94,7 +98,16 @@ def test_a_copy_that_is_not_exact_enough_is_named(model: Path, monkeypatch: pyte
     assert not model.with_name("m.fp16.onnx").exists()
 
 
+def test_int8_needs_ground_to_calibrate_on(model: Path) -> None:
+    protocol = model.with_name("places.toml")
+    protocol.write_text(re.sub("match = .*", "match = []", PLACES), encoding="utf-8")
+    done = invoke("quantise", model, "--precision", "int8", "--places", protocol)
+    assert done.exit_code == SourceUnsuitable.exit_status
+    assert "to calibrate int8 on" in done.output
+
+
 def test_imagery_or_places(model: Path) -> None:
+    assert invoke("quantise", model, "--precision", "int8", "--places", "p", "--bands", "1,2,3").exit_code == 2
     done = invoke("quantise", model, "--precision", "int8")
     assert done.exit_code == 2
     assert "Name --imagery, --places, or both" in done.output

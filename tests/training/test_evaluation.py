@@ -24,6 +24,7 @@ from qgis_iic.training.evaluation import (
     Setting,
     cluster_table,
     confusion,
+    decided,
     evaluate,
     mean_over,
     supervised_gap,
@@ -209,6 +210,25 @@ def test_without_regions_to_match_on_only_the_files_own_mapping_is_scored() -> N
     assert sum(each["building"] for each in found["clusters"]) == 16 * 14 * 14
     with pytest.raises(ModelNotMatched):
         evaluate(Setting("own", [], [region()]), metadata(building_clusters=None), DRAWS)
+
+
+def test_a_building_head_is_scored_as_it_decides_in_an_extraction() -> None:
+    """It says nothing where there is no data, and joins no buildings there."""
+    plain = region()
+    probability = np.where(plain.labels == 1, 254, 0).astype(np.uint8)
+    clusters, labels = plain.clusters.copy(), plain.labels.copy()
+    edge = np.zeros(labels.shape, np.bool_)
+    edge[:, :64] = True
+    probability[edge], clusters[edge], labels[edge] = 255, 255, 255
+    seen = replace(plain, probability=probability, clusters=clusters, labels=labels)
+    headed = replace(MODEL, decision="probability", matching={"head": {"kind": "probe"}})
+    found = evaluate(Setting("own", [], [seen]), headed, DRAWS)
+    row = next(each for each in found["rows"] if each["method"] == "building head of the file")
+    assert row["measures"]["object_f1"] == [1, 0]
+    assert row["measures"]["building_iou"] == [1, 0]
+    assert found["mappings"]["head"]["confusion"]["true_positive"] == (labels == 1).sum()
+    (mask,) = decided([seen], headed)
+    np.testing.assert_array_equal(mask, (labels == 1))
 
 
 def test_a_place_without_labels_can_not_be_scored() -> None:

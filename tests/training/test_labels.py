@@ -8,6 +8,7 @@ import pandas
 import pyogrio
 import pyproj
 import pytest
+import shapely
 from affine import Affine
 from shapely.geometry import GeometryCollection, LineString, MultiPoint, Point, Polygon, box
 
@@ -82,6 +83,25 @@ def test_points_label_a_disc_of_a_metre_on_the_ground(tmp_path: Path, crs: str) 
     near = {place: 0.3 * np.hypot(rows - place[0], cols - place[1]) < 1 for place in ((10, 10), (20, 30), (30, 10))}
     np.testing.assert_array_equal(labels == 1, near[10, 10])
     np.testing.assert_array_equal(labels == 0, near[20, 30] | near[30, 10])
+
+
+def test_every_point_labels_its_pixel_however_coarse_that_is(tmp_path: Path) -> None:
+    coarse = Affine(5, 0, NORTH_UP.c, 0, -5, NORTH_UP.f)
+    corners = [(Point(coarse @ (col + 0.05, col + 0.95)), col % 2) for col in range(4)]
+    path = write_features(tmp_path / "f.gpkg", corners, crs="EPSG:4326")
+    expected = np.full((4, 4), 255, np.uint8)
+    expected[range(4), range(4)] = [0, 1, 0, 1]
+    np.testing.assert_array_equal(read_labels(path, None, coarse, (4, 4), UTM), expected)
+
+
+def test_heights_that_are_no_numbers_do_not_matter(tmp_path: Path) -> None:
+    features = {"building": [1, 0]}, [ground(2, 3, 4, 2), ground(10, 10, 6, 6)]
+    frame = geopandas.GeoDataFrame(features[0], geometry=features[1], crs="EPSG:32645").to_crs("EPSG:4326")
+    heights = (shapely.force_3d(each, 12345).wkt for each in frame.geometry)
+    frame.geometry = [shapely.from_wkt(text.replace("12345", "nan")) for text in heights]
+    frame.to_file(tmp_path / "f.gpkg")
+    labels = read_labels(tmp_path / "f.gpkg", None, NORTH_UP, (20, 20), UTM)
+    assert ((labels == 1).sum(), (labels == 0).sum()) == (8, 36)
 
 
 def test_polygons_and_points_may_be_mixed(tmp_path: Path) -> None:
