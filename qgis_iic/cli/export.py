@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qgis_iic.cli.run import PATH, named_errors
+from qgis_iic.cli.run import PATH, check_outputs, named_errors
 
 
 @click.command(short_help="Model file of a training run.")
@@ -23,7 +23,15 @@ def command(run: Path, output: Path, card: Path | None) -> None:
     from qgis_iic.training.export import export
     from qgis_iic.training.model_card import write_card
 
+    check_outputs((card,), (run, output))
     metadata = export(run, output)
     if card is not None:
         write_card(metadata, output, card)
-    click.echo(f"Model: {output}, {metadata.clusters} clusters, {metadata.training['steps']} steps, not matched yet")
+    training = metadata.training
+    if training["config"]["objective"]["cluster_head"] == "k_means" and not training["has_prototypes"]:
+        click.echo(
+            "Warning: the run is not at its end, or this is not the state to make the model from: the over-clustering "
+            "head is the one that was trained, not k-means. Go on with it, iic train --resume, and name its folder.",
+            err=True,
+        )
+    click.echo(f"Model: {output}, {metadata.clusters} clusters, {training['steps']} steps, not matched yet")

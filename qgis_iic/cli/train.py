@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from qgis_iic.cli.run import PATH, accelerator_option, named_errors
+from qgis_iic.cli.run import PATH, accelerator_option, named_errors, on_interrupt
 
 
 @click.command(short_help="Trains on imagery without labels.")
@@ -44,16 +45,19 @@ def command(
 ) -> None:
     """Trains a network as CONFIG (a TOML file, such as models/iic_rgb_small.toml) says.
 
-    A checkpoint is written every few minutes and at the end. A part of the ground is held out: training stops when the
-    loss there, or the rank of the features, no longer falls, and the state in which it was least, best.pt, is the
-    model, see `iic export`. While it trains, the folder of the run also holds all imagery at the training ground
-    sampling distance, 8 bytes a pixel of three bands. Ends with the error training-collapsed where the clusters lose
-    all information.
+    A checkpoint is written every few minutes and at the end, which an interrupt brings about. A part of the ground is
+    held out: training stops when the loss there, or the rank of the features, no longer falls, and the state in which
+    it was least, best.pt, is the model, see `iic export`. While it trains, the folder of the run also holds all imagery
+    at the training ground sampling distance, 8 bytes a pixel of three bands. Ends with the error training-collapsed
+    where the clusters lose all information.
     """
+    from qgis_iic.protocol.errors import Cancelled
     from qgis_iic.training.config import load_config
     from qgis_iic.training.devices import start
     from qgis_iic.training.train import train
 
+    stopped = threading.Event()
+    on_interrupt(stopped.set)
     settings = load_config(config, data)
     fabric = start(accelerator, devices, precision, threads)
     with ExitStack() as stack:
@@ -72,17 +76,26 @@ def command(
                 bars.append(stack.enter_context(bar))
             bars[0].update(1, measures)
 
+        def reading(raster: str) -> None:
+            if stopped.is_set():
+                raise Cancelled("Stopped before the first step.")
+            click.echo(f"Reading {raster}", err=True)
+
         path = train(
             settings,
             output,
             fabric,
             resume=resume,
             minutes=math.inf if minutes is None else minutes,
+            stop=stopped.is_set,
             report=report,
-            reading=lambda raster: click.echo(f"Reading {raster}", err=True),
+            reading=reading,
         )
     if fabric.is_global_zero:
         click.echo(f"Checkpoint: {path}")
+        click.echo(f"Make the model of its folder: iic export {path.parent} --output MODEL.onnx", err=True)
+        if stopped.is_set():
+            click.echo("It was stopped: --resume goes on.", err=True)
 
 
 def _measures(clusters: int, measures: object) -> str:

@@ -40,6 +40,9 @@ class Checkpoint:
         poor_evaluations: in a row, without improvement on it.
         measures: the last row of the log.
         precision: of the convolutions, see `devices.start`.
+        processes: that drew the chips of a step together.
+        is_best: whether it is the best state on the held-out ground so far.
+        has_prototypes: whether k-means has taken the place of the over-clustering head, as it does at the end.
     """
 
     config: dict[str, Any]
@@ -55,6 +58,9 @@ class Checkpoint:
     poor_evaluations: int
     measures: dict[str, float]
     precision: str = "32-true"
+    processes: int = 1
+    is_best: bool = False
+    has_prototypes: bool = False
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, fabric: Fabric) -> Path:

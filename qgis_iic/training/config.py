@@ -287,18 +287,16 @@ def load_config(path: Path, data: Path | None = None) -> TrainingConfig:
     """Reads and checks a configuration file.
 
     Args:
-        path: of the TOML file.
-        data: folder of the imagery, instead of the one that the file names.
+        path: of the TOML file; the folder that it names is relative to it.
+        data: folder of the imagery, instead of that one.
 
     Raises:
         JobInvalid: see `read_toml`; also where a rule is broken.
         SourceNotFound: see `read_toml`.
     """
     record = read_toml(path)
-    if data is not None:
-        record["data"] = str(data)
-    _require("data" in record, "it must name the folder `data`")
-    record["data"] = str((path.parent / str(record["data"])).resolve())
+    _require(data is not None or "data" in record, "it must name the folder `data`")
+    record["data"] = str((data or path.parent / str(record["data"])).resolve())
     return TrainingConfig.from_record(record)
 
 

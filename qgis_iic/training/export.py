@@ -109,6 +109,8 @@ def describe(checkpoint: Checkpoint, config: TrainingConfig, checksum: str) -> M
             "seconds": round(checkpoint.seconds),
             "seed": config.seeds[0],
             "precision": checkpoint.precision,
+            "is_best": checkpoint.is_best,
+            "has_prototypes": checkpoint.has_prototypes,
             "last_step": checkpoint.measures,
         },
         versions={

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,10 @@ DTYPE = "uint8"
 """Of the rasters whose raw values are taken as they are; others are brought to the moments of these."""
 MEAN, DEVIATION = 128.0, 48.0
 """What all others are brought to where there are none of these."""
+
+_PLANES = {"values": np.float16, "valid": np.bool_, "usable": np.bool_}
+"""Files of a folder of scenes, each with those of all scenes, one behind another: a mapped file takes one of the few
+that a process may have open, and there may be thousands of scenes."""
 
 Moments = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -88,13 +92,16 @@ def write_scenes(
     sums: list[_Sums] = []
     moments: Moments | None = None
     try:
+        for name in _PLANES:
+            (folder / name).unlink(missing_ok=True)
         for number, (path, source, share) in enumerate(ordered):
             if number == len(plain):
                 count = len(config.bands)
                 moments = _moments(sums) if plain else ((MEAN,) * count, (DEVIATION,) * count)
             progress(path)
-            sums.append(_write_scene(path, source, share, config.gsd, halo, moments, _files(folder, number)))
-        index = {"shares": [share for _, _, share in ordered], "moments": moments or _moments(sums)}
+            sums.append(_write_scene(path, source, share, config.gsd, halo, moments, folder))
+        scenes = [(share, *made.shape) for (_, _, share), made in zip(ordered, sums, strict=True)]
+        index = {"scenes": scenes, "moments": moments or _moments(sums)}
         (folder / INDEX_NAME).write_text(json.dumps(index), encoding="utf-8")
     except OSError as error:
         raise OutputNotWritable(f"The imagery can't be prepared in {folder}: {error}.") from error
@@ -106,16 +113,18 @@ def open_scenes(folder: Path) -> tuple[list[Scene], Moments]:
     The moments are those of the uint8 rasters, each weighted by its share; rasters of other types were brought to them.
     """
     index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-    scenes = []
-    for number, share in enumerate(index["shares"]):
-        values, valid, usable = (np.load(file, mmap_mode="r") for file in _files(folder, number))
-        scenes.append(Scene(values, valid, usable, share))
     mean, std = index["moments"]
+    planes: list[NDArray[Any]] = [np.memmap(folder / name, dtype, "r") for name, dtype in _PLANES.items()]
+    scenes, pixels = [], 0
+    for share, height, width in index["scenes"]:
+        size = height * width
+        values, valid, usable = (
+            plane[layers * pixels : layers * (pixels + size)].reshape(-1, height, width)
+            for plane, layers in zip(planes, (len(mean), 1, 1), strict=True)
+        )
+        scenes.append(Scene(values, valid[0], usable[0], share))
+        pixels += size
     return scenes, (tuple(mean), tuple(std))
-
-
-def _files(folder: Path, number: int) -> list[Path]:
-    return [folder / f"{number}_{name}.npy" for name in ("values", "valid", "usable")]
 
 
 def _dtype(path: str, source: ImagerySource, names: tuple[str, ...]) -> str:
@@ -126,8 +135,9 @@ def _dtype(path: str, source: ImagerySource, names: tuple[str, ...]) -> str:
 
 
 class _Sums(NamedTuple):
-    """Over the valid pixels of a scene, float64 [bands], and how many those are."""
+    """Over the valid pixels of a scene, float64 [bands], and how many those are; also its height and width."""
 
+    shape: tuple[int, int]
     share: float
     values: NDArray[np.float64]
     squares: NDArray[np.float64]
@@ -141,8 +151,9 @@ def _write_scene(
     gsd: float,
     halo: int,
     moments: Moments | None,
-    files: Sequence[Path],
+    folder: Path,
 ) -> _Sums:
+    """Adds it to the files in `folder`."""
     bands = source.bands
     with open_raster(path, source.crs) as raster:
         grid = working_grid(raster, gsd=gsd, gsd_range=(gsd, gsd))
@@ -150,12 +161,10 @@ def _write_scene(
         whole = Window(0, 0, raster.width, raster.height)
         part = grid.from_source(clip(Window(*source.window), raster.width, raster.height) if source.window else whole)
         shape = (part.height, part.width)
-        _check_room(files[0].parent, part.height * part.width * (len(bands) * np.dtype(np.float16).itemsize + 2))
+        _check_room(folder, part.height * part.width * (len(bands) * np.dtype(np.float16).itemsize + 2))
         values, valid, usable = (
-            np.lib.format.open_memmap(file, "w+", dtype, (*leading, *shape))
-            for file, dtype, leading in zip(
-                files, (np.float16, np.bool_, np.bool_), ((len(bands),), (), ()), strict=True
-            )
+            _appended(folder / name, dtype, (*leading, *shape))
+            for (name, dtype), leading in zip(_PLANES.items(), ((len(bands),), (), ()), strict=True)
         )
         total, squares, pixels = np.zeros(len(bands)), np.zeros(len(bands)), 0
         for window in _windows(*shape, READ_SIZE):
@@ -167,7 +176,13 @@ def _write_scene(
             squares += (seen**2).sum(axis=1)
             pixels += seen.shape[1]
     write_usable_ground(valid, halo, usable, READ_SIZE)
-    return _Sums(share, total, squares, pixels)
+    return _Sums(shape, share, total, squares, pixels)
+
+
+def _appended(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array at the end of a file, mapped."""
+    file.touch()
+    return np.memmap(file, dtype, "r+", file.stat().st_size, shape)
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -230,7 +245,8 @@ class ChipSampler:
         scenes: to draw from.
         chip_size: side in pixels.
         least_usable: share of a chip's pixels that must be usable.
-        held_out: share of each scene's blocks, chips without overlap, that `draw` leaves to `held_out_chips`.
+        held_out: share of each scene's blocks, chips without overlap, that `draw` leaves to `held_out_chips`; of scenes
+            that are too small for one, as many together.
 
     Raises:
         SourceUnsuitable: no scene is large enough and free enough of gaps to cut a single chip, or to hold one out.
@@ -240,8 +256,9 @@ class ChipSampler:
         self._size = chip_size
         self._places: list[_Place] = []
         self._held_out: list[_Place] = []
+        owed = 0.0  # blocks of scenes that are too small for a whole one
         for scene in scenes:
-            places, blocks = _split(scene.usable, chip_size, least_usable, held_out)
+            places, blocks, owed = _split(scene.usable, chip_size, least_usable, held_out, owed)
             self._places += [_Place(scene, places)] if len(places) > 0 else []
             self._held_out += [_Place(scene, blocks)] if len(blocks) > 0 else []
         if not self._places:
@@ -292,27 +309,35 @@ def _shares(places: Sequence[_Place]) -> NDArray[np.float64]:
 
 
 def _split(
-    usable: NDArray[np.bool_], size: int, least_usable: float, held_out: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    usable: NDArray[np.bool_], size: int, least_usable: float, held_out: float, owed: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
     """Origins (row, column), int64 [n, 2] each, of training chips and of held-out blocks, with enough usable ground.
+
+    `owed` is the part of a block that scenes before were too small to hold out; the last that is returned is what is
+    owed then.
 
     Both lie on a grid of quarter chips, so that counting their cells, strip by strip, is all that has to be done.
     """
     step = size // PLACES_PER_CHIP
     height, width = (side // step for side in usable.shape)
     if height < PLACES_PER_CHIP or width < PLACES_PER_CHIP:
-        return np.empty((0, 2), np.int64), np.empty((0, 2), np.int64)
+        return np.empty((0, 2), np.int64), np.empty((0, 2), np.int64), owed
     cells = np.empty((height, width), np.int64)
     for row in range(height):
         strip = usable[row * step : (row + 1) * step, : width * step]
         cells[row] = strip.reshape(step, width, step).sum(axis=(0, 2))
     enough = _chip_sums(cells) >= least_usable * size**2
     blocks = np.argwhere(enough[::PLACES_PER_CHIP, ::PLACES_PER_CHIP]) * PLACES_PER_CHIP
-    chosen = np.random.default_rng(0).permutation(len(blocks))[: round(held_out * len(blocks))]
+    count = round(held_out * len(blocks))
+    if count == 0:
+        owed += held_out * len(blocks)
+        count = int(owed + 1e-9)
+        owed -= count
+    chosen = np.random.default_rng(0).permutation(len(blocks))[:count]
     taken = np.zeros((height, width), np.int64)
     for row, col in blocks[chosen]:
         taken[row : row + PLACES_PER_CHIP, col : col + PLACES_PER_CHIP] = 1
-    return np.argwhere(enough & (_chip_sums(taken) == 0)) * step, blocks[chosen] * step
+    return np.argwhere(enough & (_chip_sums(taken) == 0)) * step, blocks[chosen] * step, owed
 
 
 def _chip_sums(cells: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import shutil
 import time
@@ -16,6 +17,7 @@ import numpy as np
 from lightning_fabric import Fabric
 from torch import nn
 
+from qgis_iic.engine.outputs import write_whole
 from qgis_iic.protocol.errors import JobInvalid, OutputNotWritable
 from qgis_iic.training.checkpoint import (
     BEST_NAME,
@@ -37,7 +39,8 @@ from qgis_iic.training.trainer import Trainer, new_trainer
 LOG_NAME = "log.csv"
 HELD_OUT_LOG_NAME = "held_out.csv"
 PICTURES_NAME = "pictures"
-IMAGERY_NAME = "imagery"
+IMAGERY_NAME = ".imagery.partial"
+"""Nobody else's folder is called that: it is removed."""
 WHITENING_CHIPS = 64
 
 Report = Callable[[int, dict[str, float]], None]
@@ -51,6 +54,7 @@ def train(
     fabric: Fabric | None = None,
     resume: bool = False,
     minutes: float = math.inf,
+    stop: Callable[[], bool] = lambda: False,
     report: Report = lambda step, measures: None,
     reading: Callable[[str], None] = lambda path: None,
 ) -> Path:
@@ -66,6 +70,7 @@ def train(
         fabric: see `devices.start`; None is one process on the processor.
         resume: goes on from the checkpoint in `run`, exactly.
         minutes: of this call, reading the imagery not counted.
+        stop: asked after every step; where it says yes, time is up.
         report: called after every step, with the number of steps of all seeds together.
         reading: called before each raster is read.
 
@@ -73,16 +78,17 @@ def train(
         The last checkpoint's path.
 
     Raises:
-        JobInvalid: `run` holds a checkpoint and `resume` is False, or that of another configuration.
+        JobInvalid: `run` holds files of a run and `resume` is False, or a checkpoint of another configuration,
+            precision or number of processes.
         TrainingCollapsed: the clusters lost all information; the checkpoint of before is left.
         OutOfMemory: a GPU's is too small.
     """
     fabric = start() if fabric is None else fabric
-    _check_folder(config, run, resume)
+    _check_folder(config, run, resume, fabric)
     with _imagery(config, run, fabric, reading) as (scenes, moments):
         optimisation = config.optimisation
         sampler = ChipSampler(scenes, optimisation.chip_size, optimisation.least_usable, config.held_out.share)
-        loop = _Loop(fabric, moments, sampler, config.held_out, 60 * minutes, report)
+        loop = _Loop(fabric, moments, sampler, config.held_out, 60 * minutes, stop, report)
         if len(config.seeds) > 1 and not (run / CHECKPOINT_NAME).exists():
             chosen = loop.choose_seed(config, run)
             if loop.time_is_up():
@@ -102,7 +108,7 @@ class _Loop:
         sampler: of the chips.
         config: of the run; says what is evaluated and drawn.
         seconds: from now on.
-        report: see `train`.
+        stop, report: see `train`.
     """
 
     def __init__(
@@ -112,6 +118,7 @@ class _Loop:
         sampler: ChipSampler,
         config: HeldOutConfig,
         seconds: float,
+        stop: Callable[[], bool],
         report: Report,
     ) -> None:
         self._fabric = fabric
@@ -121,11 +128,12 @@ class _Loop:
         pictures = config.share > 0 and config.picture_steps > 0 and fabric.is_global_zero
         self._sheet = sampler.held_out_chips(SHEET_ROWS) if pictures else None
         self._end = time.monotonic() + seconds
+        self._stop = stop
         self._report = report if fabric.is_global_zero else lambda step, measures: None
 
     def time_is_up(self) -> bool:
         """The same in all processes."""
-        return of_first_process(time.monotonic() >= self._end)
+        return of_first_process(self._stop() or time.monotonic() >= self._end)
 
     def trainer(self, config: TrainingConfig, run: Path) -> Trainer:
         """At the checkpoint in the folder of a run, or before its first step."""
@@ -181,9 +189,8 @@ class _Loop:
         def save() -> None:
             """Logs first, then the checkpoint: they hold every step of it, and no step twice."""
             if self._fabric.is_global_zero:
-                with _write_errors(run):
-                    log.write()
-                    held_out_log.write()
+                log.write()
+                held_out_log.write()
             save_checkpoint(trainer.checkpoint(measures), run / CHECKPOINT_NAME, self._fabric)
 
         saved = time.monotonic()
@@ -195,7 +202,8 @@ class _Loop:
                 row = trainer.evaluate(self._held_out)
                 held_out_log.rows.append(row)
                 if trainer.improves(row):
-                    save_checkpoint(trainer.checkpoint(measures), run / BEST_NAME, self._fabric)
+                    best = replace(trainer.checkpoint(measures), is_best=True)
+                    save_checkpoint(best, run / BEST_NAME, self._fabric)
             if self._sheet is not None and trainer.step % config.held_out.picture_steps == 0:
                 path = run / PICTURES_NAME / f"step_{trainer.step:06}.png"
                 write_sheet(trainer.objective, self._sheet, config.bands, path)
@@ -212,7 +220,7 @@ class _Loop:
         checkpoint = load_best(run) if self._held_out is not None else load_checkpoint(run)
         trainer = self._restored(checkpoint, config)
         fit_prototypes(trainer.objective, self._sampler, config.network.halo, trainer.config.seeds[0])
-        finished = replace(checkpoint, network=trainer.objective.network.state_dict())
+        finished = replace(checkpoint, network=trainer.objective.network.state_dict(), has_prototypes=True)
         save_checkpoint(finished, run / BEST_NAME, self._fabric)
 
 
@@ -232,10 +240,11 @@ class _Log:
         if not self.rows:
             return
         kept = [row for row in read_log(self._path) if row["step"] < self.rows[0]["step"]] + self.rows
-        with self._path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(kept[0]))
-            writer.writeheader()
-            writer.writerows(kept)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(kept[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+        write_whole(self._path, text.getvalue().encode())
         self.rows = []
 
 
@@ -266,21 +275,29 @@ def _imagery(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_folder(config: TrainingConfig, run: Path, resume: bool) -> None:
-    """Makes the folder of a new run; that of a resumed one must be of the same configuration."""
+def _check_folder(config: TrainingConfig, run: Path, resume: bool, fabric: Fabric) -> None:
+    """Makes the folder of a new run; a resumed one must have been begun in the same way."""
     begun = [folder for folder in (run, *(run / f"seed_{seed}" for seed in config.seeds)) if _has_checkpoint(folder)]
     if resume:
         for folder in begun or [run]:
-            found = TrainingConfig.from_record(load_checkpoint(folder).config)
+            checkpoint = load_checkpoint(folder)
+            found = TrainingConfig.from_record(checkpoint.config)
             if found.seeds[0] not in config.seeds or _comparable(found) != _comparable(config):
                 raise JobInvalid(f"{folder} was begun with another configuration. Begin a new run, or use that one's.")
+            begun_with = checkpoint.precision, checkpoint.processes
+            if begun_with != (fabric.strategy.precision.precision, fabric.world_size):
+                raise JobInvalid(
+                    f"{folder} was begun with another precision or number of devices, and would become another model. "
+                    "Go on with --precision {} --devices {}.".format(*begun_with)
+                )
         return
     if begun:
         raise JobInvalid(f"{begun[0]} holds a run already. Go on with it by --resume, or name another folder.")
+    for name in (LOG_NAME, HELD_OUT_LOG_NAME, BEST_NAME):
+        if (run / name).exists():
+            raise JobInvalid(f"{run / name} would be replaced. Name another folder, or take that file out of this one.")
     with _write_errors(run):
         run.mkdir(parents=True, exist_ok=True)
-        for name in (LOG_NAME, HELD_OUT_LOG_NAME, BEST_NAME):
-            (run / name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -308,5 +325,5 @@ def _copy_run(source: Path, run: Path, fabric: Fabric) -> None:
     if fabric.is_global_zero:
         for name in (LOG_NAME, HELD_OUT_LOG_NAME, BEST_NAME, CHECKPOINT_NAME):
             if (source / name).exists():
-                shutil.copyfile(source / name, run / name)
+                write_whole(run / name, (source / name).read_bytes())
     fabric.barrier()

@@ -118,6 +118,7 @@ class Trainer:
             poor_evaluations=self.poor_evaluations,
             measures=measures,
             precision=self.fabric.strategy.precision.precision,
+            processes=self.fabric.world_size,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:

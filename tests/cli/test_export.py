@@ -36,7 +36,8 @@ def test_a_card_that_can_not_be_written_is_named(run: Path) -> None:
     card = run / "none" / "tiny.md"
     failed = CliRunner().invoke(main, ["export", str(run), "--output", str(run / "tiny.onnx"), "--card", str(card)])
     assert failed.exit_code == 40
-    assert "can't be written" in failed.output
+    assert "There is no folder" in failed.output
+    assert not (run / "tiny.onnx").exists()
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from qgis_iic.cli.main import main
+from qgis_iic.training.train import IMAGERY_NAME
 from tests.training.scenes import write_config, write_village
 
 
@@ -26,6 +29,36 @@ def test_train_and_resume(tmp_path: Path) -> None:
     resumed = CliRunner().invoke(main, [*arguments, "--resume"])
     assert resumed.exit_code == 0, resumed.output
     assert len((run / "log.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_an_interrupt_leaves_a_checkpoint(tmp_path: Path) -> None:
+    write_village(tmp_path)
+    program = "from qgis_iic.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "train", str(write_config(tmp_path, steps="100000"))]
+    run = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "run"), "--threads", "1"], stderr=subprocess.PIPE, text=True
+    )
+    assert run.stderr is not None
+    while "step" not in run.stderr.readline():
+        assert run.poll() is None
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=120)
+    assert run.returncode == 0
+    assert "--resume goes on" in said
+    assert {"checkpoint.pt", "log.csv"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert not (tmp_path / "run" / IMAGERY_NAME).exists()
+
+
+def test_the_folder_of_the_imagery_is_relative_to_where_the_command_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "recipes").mkdir()
+    write_village(tmp_path / "scenes")
+    config = write_config(tmp_path / "recipes", steps="1")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["train", str(config), "--data", "scenes", "--output", "run", "--threads", "1"])
+    assert done.exit_code == 0, done.output
 
 
 def test_missing_imagery_is_named(tmp_path: Path) -> None:

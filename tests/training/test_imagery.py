@@ -158,6 +158,12 @@ def test_held_out_ground_is_never_drawn() -> None:
     np.testing.assert_array_equal(sampler.held_out_chips(5).values, sampler.held_out_chips(5).values)
 
 
+def test_small_scenes_hold_out_ground_together() -> None:
+    small = [scene(np.ones((64, 64), np.bool_), value=10.0 * number) for number in range(8)]  # of 16 blocks
+    held_out = ChipSampler(small, 16, 0.5, held_out=0.025).held_out_chips(200).values
+    assert sorted(held_out[:, 0, 0, 0].tolist()) == [20, 40, 70]  # 3 of 128, spread over them
+
+
 def test_a_scene_too_small_to_hold_out_is_refused() -> None:
     with pytest.raises(SourceUnsuitable, match=r"held_out\.share"):
         ChipSampler([scene(np.ones((32, 32), np.bool_))], 16, 0.5, held_out=0.05)

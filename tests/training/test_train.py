@@ -13,6 +13,7 @@ import torch
 
 from qgis_iic.protocol.errors import JobInvalid, ModelInvalid, ModelNotFound, OutputNotWritable, TrainingCollapsed
 from qgis_iic.training.checkpoint import (
+    BEST_NAME,
     CHECKPOINT_NAME,
     load_best,
     load_checkpoint,
@@ -146,6 +147,36 @@ def test_a_folder_that_can_not_be_written_to_is_named(village_folder: Path, tmp_
             train(config, run)
 
 
+def test_what_lies_in_the_folder_stays(village_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "imagery").mkdir()
+    (tmp_path / "imagery" / "mine.tif").write_bytes(b"mine")
+    config = with_held_out(load_config(village_folder / "tiny.toml"), steps=1)
+    for name in (BEST_NAME, LOG_NAME, HELD_OUT_LOG_NAME):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(JobInvalid, match=f"{name} would be replaced"):
+            train(config, tmp_path)
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+    train(config, tmp_path)
+    assert (tmp_path / "imagery" / "mine.tif").read_bytes() == b"mine"
+
+
+def test_a_run_that_is_stopped_goes_on(village_folder: Path, tmp_path: Path) -> None:
+    config = with_held_out(load_config(village_folder / "tiny.toml"), steps=4)
+    done: list[int] = []
+    train(config, tmp_path / "run", stop=lambda: len(done) == 2, report=lambda step, _: done.append(step))
+    assert load_checkpoint(tmp_path / "run").step == 2
+    train(config, tmp_path / "run", resume=True)
+    assert [row["step"] for row in read_log(tmp_path / "run" / LOG_NAME)] == [1, 2, 3, 4]
+
+
+def test_a_run_goes_on_as_it_was_begun(village_folder: Path, tmp_path: Path) -> None:
+    config = with_held_out(load_config(village_folder / "tiny.toml"), steps=1)
+    train(config, tmp_path, start(precision="bf16-mixed"))
+    with pytest.raises(JobInvalid, match="--precision bf16-mixed --devices 1"):
+        train(config, tmp_path, resume=True)
+
+
 def test_the_best_state_on_held_out_ground_is_kept(village_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(with_held_out(load_config(village_folder / "tiny.toml"), steps=8, evaluation_steps=1), run)
@@ -157,6 +188,8 @@ def test_the_best_state_on_held_out_ground_is_kept(village_folder: Path, tmp_pat
     best = min(rows, key=lambda row: row["held_out_loss"])
     assert load_best(run).step == best["step"]
     assert load_best(run).best_value == pytest.approx(best["held_out_loss"])
+    assert load_best(run).is_best
+    assert not load_checkpoint(run).is_best
     assert load_best(run / CHECKPOINT_NAME).step == 8
 
 
