@@ -146,6 +146,8 @@ class SetupTask(QgsTask):
         SetupTask.running = None
         if result:
             settings.set_engine_python(self._python)
+        elif not self.isCanceled():  # the page that would show it may be closed by now
+            QgsMessageLog.logMessage(self._problem, tr("Building extraction"), Qgis.MessageLevel.Critical)
         self.ended.emit(result, "" if result else self._problem)
 
     def _tell(self, line: str) -> None:

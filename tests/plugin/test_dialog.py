@@ -20,6 +20,8 @@ from qgis_iic.plugin.dialog.extraction_run import ExtractionRun
 from qgis_iic.plugin.dialog.model_panel import ModelPanel
 from qgis_iic.plugin.dialog.parameters_panel import ParametersPanel
 from qgis_iic.plugin.model_file import read_metadata
+from qgis_iic.plugin.resource_paths import default_model
+from qgis_iic.plugin.temporary_files import temporary_file
 
 
 @pytest.fixture
@@ -236,6 +238,11 @@ def test_the_plugin_s_own_model_is_not_remembered_by_its_path(
     ready.parameters.remember()
     again = ParametersPanel(QgsProject.instance(), qgis_iface.mapCanvas())
     assert again.model.model() == str(model)
+    model.unlink()
+    assert ParametersPanel(QgsProject.instance(), qgis_iface.mapCanvas()).model.model() == default_model()
+    ready.parameters.model.set_model(temporary_file("matched", ".onnx"))
+    ready.parameters.remember()
+    assert settings.last_used("MODEL", "?") == ""
 
 
 def test_values_are_remembered_from_run_to_run(
@@ -293,6 +300,28 @@ def test_a_layer_that_is_replaced_is_refreshed_where_it_is(
     wait(finished(dialog), 30)
     assert len(QgsProject.instance().layerTreeRoot().findGroups()) == 1
     assert shown.featureCount() == len(list(shown.getFeatures())) < 5
+
+
+def test_no_layer_is_replaced_under_edits(dialog: ExtractionDialog, wait: Any, sample: Path, tmp_path: Path) -> None:
+    layer = QgsRasterLayer(str(sample / "scene.tif"), "scene")
+    QgsProject.instance().addMapLayer(layer)
+    dialog.parameters.layers.check([layer])
+    dialog.parameters.model.file.setFilePath(str(sample / "model.onnx"))
+    dialog.parameters.output.setFilePath(str(tmp_path / "out.gpkg"))
+    dialog.start()
+    wait(finished(dialog), 30)
+    (shown,) = (node.layer() for node in QgsProject.instance().layerTreeRoot().findGroups()[0].findLayers())
+    shown.startEditing()
+    shown.deleteFeature(next(shown.getFeatures()).id())
+    dialog.parameters.overwrite.setChecked(True)
+    dialog.start()
+    wait(finished(dialog), 30)
+    assert "edits that are not saved" in texts(dialog.messages)[0]
+    assert shown.commitChanges()
+    assert shown.featureCount() == 4
+    dialog.start()
+    wait(finished(dialog), 30)
+    assert shown.featureCount() == 5
 
 
 def test_an_error_appears_in_the_log_and_in_the_message_bar(ready: ExtractionDialog, engine: Any, wait: Any) -> None:

@@ -227,6 +227,26 @@ def test_the_toolbox_loads_styled_layers_in_the_group(
     assert node.layer().name() == "scene"
     assert node.layer().renderer().symbol().color().name() == "#e2572b"
 
+    again = QgsProcessingContext()
+    again.setProject(QgsProject.instance())
+    parameters["OVERWRITE"] = True
+    assert algorithm.create().run(parameters, again, feedback)[1], feedback.textLog()
+    handleAlgorithmResults(algorithm, again, feedback, parameters)
+    assert QgsProject.instance().layerTreeRoot().findGroups() == [group]
+    assert group.findLayers() == [node]
+
+
+def test_what_is_fetched_goes_with_the_run(
+    algorithm: Any, context: Any, engine: Any, seen: Any, tiles: QgsRasterLayer, model: Path, tmp_path: Path
+) -> None:
+    engine("assert os.path.getsize(job['sources'][0]['path']) > 0\nfinish()")
+    QgsProject.instance().addMapLayer(tiles)
+    extent = QgsReferencedRectangle(QgsRectangle(0, 0, 30, 30), QgsCoordinateReferenceSystem("EPSG:3857"))
+    parameters = {"INPUT": [tiles], "MODEL": str(model), "OUTPUT": str(tmp_path / "out.gpkg"), "EXTENT": extent}
+    feedback = Feedback()
+    assert algorithm.run(parameters, context, feedback)[1], feedback.textLog()
+    assert not Path(seen()["job"]["sources"][0]["path"]).exists()
+
 
 @pytest.mark.parametrize(
     ("body", "words", "code"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -128,7 +129,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                 for layer in self.layers(parameters, context)
             ]
         except IicError as error:
-            raise _exception(error, feedback) from error
+            raise as_exception(error, feedback) from error
         return True
 
     def processAlgorithm(
@@ -146,7 +147,9 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             feedback.pushInfo(error.message)
             return {}
         except IicError as error:
-            raise _exception(error, feedback) from error
+            raise as_exception(error, feedback) from error
+        finally:
+            self._remove_exports()
         if feedback.isCanceled():
             feedback.pushWarning(
                 tr("The run had ended before it could be cancelled: {path} is complete.").format(path=result.output)
@@ -241,9 +244,9 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                 documented(
                     optional_whole_number(MEMORY, tr("Memory [MB]"), least=LEAST_MEMORY),
                     tr(
-                        "What a run on the CPU may take: with more, tiles are larger and overlap less. On a GPU it "
-                        "bounds how far the reading runs ahead. By default 1500, and tiles of twice the model's side "
-                        "at most."
+                        "What a run on the CPU may take: with more, up to some 2800, tiles are larger and overlap "
+                        "less. On a GPU it bounds how far the reading runs ahead. By default 1500, and tiles of four "
+                        "times the area of the model's own at most."
                     ),
                 )
             )
@@ -265,6 +268,13 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             "tile_size": self.parameterAsInt(parameters, TILE_SIZE, context) or None,
             "memory": self.parameterAsInt(parameters, MEMORY, context) or None,
         }
+
+    def _remove_exports(self) -> None:
+        """What was fetched may be as large as the disk, and in a batch there are many of it."""
+        for reading in self._readings:
+            if reading.export is not None:
+                with suppress(OSError):
+                    Path(reading.export.path).unlink(missing_ok=True)
 
     def _extent(self, parameters: dict[str, Any], context: QgsProcessingContext) -> QgsReferencedRectangle | None:
         rectangle = self.parameterAsExtent(parameters, EXTENT, context)
@@ -323,6 +333,10 @@ def restyle(uri: str, style: str, context: QgsProcessingContext) -> None:
     if context.temporaryLayerStore().mapLayer(layer.id()) is None:
         layer.reload()
         layer.triggerRepaint()
+        # Processing would make a group for it first, and find then that there is nothing to put into it.
+        waiting = context.layersToLoadOnCompletion()
+        del waiting[uri]
+        context.setLayersToLoadOnCompletion(waiting)
     else:
         layer.loadNamedStyle(resource_paths.style(style))
 
@@ -339,7 +353,7 @@ def _raster(layer: QgsMapLayer | None) -> QgsRasterLayer:
     raise SourceNotRaster(tr("{name} is not a raster. Choose a raster layer or a raster file.").format(name=name))
 
 
-def _exception(error: IicError, feedback: QgsProcessingFeedback) -> QgsProcessingException:
+def as_exception(error: IicError, feedback: QgsProcessingFeedback) -> QgsProcessingException:
     """What ends an algorithm; the name of the error goes to the log, where the documentation can be looked up by it."""
     feedback.pushDebugInfo(tr("Error: {code}").format(code=error.code))
     return QgsProcessingException(error.message)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from qgis.core import (
@@ -17,18 +20,23 @@ from qgis.core import (
     QgsProcessingParameterNumber,
     QgsProcessingParameterString,
     QgsProcessingUtils,
+    QgsProject,
+    QgsProviderRegistry,
+    QgsVectorLayer,
 )
 
 from qgis_iic.plugin.algorithms.engine_algorithm import (
     OUTPUT,
     EngineAlgorithm,
     advanced,
+    as_exception,
     documented,
     restyle,
     several_rasters,
 )
 from qgis_iic.plugin.layer_source import Reading
 from qgis_iic.plugin.translation import tr
+from qgis_iic.protocol.errors import OutputNotWritable
 from qgis_iic.protocol.events import Result
 from qgis_iic.protocol.job import Job
 from qgis_iic.protocol.names import layer_names
@@ -88,10 +96,21 @@ class ExtractBuildings(EngineAlgorithm):
         self.addEngineParameters()
         self._add_outputs()
 
+    def prepareAlgorithm(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> bool:
+        prepared = super().prepareAlgorithm(parameters, context, feedback)
+        if context.project() is not None and self.parameterAsBool(parameters, OVERWRITE, context):
+            # Edits are kept by the numbers of features, which in the new layer are other buildings.
+            names = self._names(parameters, context, self._readings)
+            for layer in shown_layers(context.project(), self.outputPath(parameters, context), names):
+                if layer.isModified():
+                    text = tr("{name} has edits that are not saved. Save or discard them before it is replaced.")
+                    raise as_exception(OutputNotWritable(text.format(name=layer.name())), feedback)
+        return prepared
+
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> Job:
-        names = layer_names(
-            [reading.name for reading in readings], self.parameterAsString(parameters, LAYER_NAME, context)
-        )
+        names = self._names(parameters, context, readings)
         sources = self.sources(parameters, context, readings)
         self._loads = self.parameterAsBool(parameters, LOAD, context)
         return Job(
@@ -104,6 +123,13 @@ class ExtractBuildings(EngineAlgorithm):
             overwrite=self.parameterAsBool(parameters, OVERWRITE, context),
             **self.commonFields(parameters, context),
         )
+
+    def _names(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]
+    ) -> tuple[str, ...]:
+        """Of the layers, one a reading."""
+        prefix = self.parameterAsString(parameters, LAYER_NAME, context)
+        return tuple(layer_names([reading.name for reading in readings], prefix))
 
     def results(self, result: Result, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
         names = {f"{result.output}|layername={layer.name}": layer.name for layer in result.layers}
@@ -195,6 +221,16 @@ class ExtractBuildings(EngineAlgorithm):
         self.addOutput(QgsProcessingOutputMultipleLayers(OUTPUT_LAYERS, tr("Layers of buildings")))
         self.addOutput(QgsProcessingOutputNumber(BUILDINGS, tr("Number of buildings")))
         self.addOutput(QgsProcessingOutputNumber(AREA, tr("Area of all buildings [m²]")))
+
+
+def shown_layers(project: QgsProject, path: Path, names: Collection[str]) -> Iterator[QgsVectorLayer]:
+    """The layers of a project that show tables of these names in a GeoPackage."""
+    for layer in project.mapLayers().values():
+        if isinstance(layer, QgsVectorLayer) and layer.providerType() == "ogr":
+            parts = QgsProviderRegistry.instance().decodeUri("ogr", layer.source())
+            same = os.path.normcase(Path(parts.get("path") or "").absolute()) == os.path.normcase(path)
+            if same and (parts.get("layerName") or next(iter(names))) in names:
+                yield layer
 
 
 def _area_parameter(name: str, description: str, default: float) -> QgsProcessingParameterNumber:

@@ -66,7 +66,8 @@ class SegmentRaster(EngineAlgorithm):
         )
 
     def outputPath(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Path:
-        return Path(self.parameterAsOutputLayer(parameters, OUTPUT, context)).absolute()
+        self._output = self.parameterAsOutputLayer(parameters, OUTPUT, context)  # as QGIS knows what it is to load
+        return Path(self._output).absolute()
 
     def layers(self, parameters: dict[str, Any], context: QgsProcessingContext) -> list[QgsMapLayer | None]:
         return [self.parameterAsRasterLayer(parameters, INPUT, context)]
@@ -81,7 +82,6 @@ class SegmentRaster(EngineAlgorithm):
         )
 
     def results(self, result: Result, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
-        self._output = result.output
         return {OUTPUT: result.output}
 
     def postProcessAlgorithm(self, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:

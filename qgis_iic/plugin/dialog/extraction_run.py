@@ -131,9 +131,11 @@ class ExtractionRun(QObject):
         self._task.cancel()
 
     def stop(self) -> None:
-        """Cancels and waits until the engine is gone."""
+        """Cancels and waits until the engine is gone; a task whose turn has not come has none, and would not end."""
+        is_running = self._task.status() == QgsTask.TaskStatus.Running
         self.cancel()
-        self._task.waitForFinished(_CANCEL_PATIENCE)
+        if is_running:
+            self._task.waitForFinished(_CANCEL_PATIENCE)
 
     def _end(self, results: dict[str, Any]) -> None:
         if results:

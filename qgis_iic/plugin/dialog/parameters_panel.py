@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, get_args
 
 from qgis.core import QgsProject, QgsReferencedRectangle
@@ -34,6 +35,7 @@ from qgis_iic.plugin.algorithms.engine_algorithm import (
 from qgis_iic.plugin.algorithms.extract_buildings import LAYER_NAME, MAX_HOLE_AREA, MIN_AREA, OVERWRITE, REGULARISE
 from qgis_iic.plugin.dialog.layer_list import RasterLayerList
 from qgis_iic.plugin.dialog.model_panel import ModelPanel
+from qgis_iic.plugin.temporary_files import is_temporary
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.job import LEAST_MEMORY, Precision, Provider
 
@@ -80,8 +82,8 @@ class ParametersPanel(QgsScrollArea):
         model = self.model.model()
         settings.remember(
             {
-                # The plugin's own lies elsewhere after the next update or in another profile.
-                MODEL: "" if model == resource_paths.default_model() else model,
+                # The plugin's own lies elsewhere after the next update or in another profile, a temporary one nowhere.
+                MODEL: "" if model == resource_paths.default_model() or is_temporary(model) else model,
                 MIN_AREA: self.min_area.value(),
                 MAX_HOLE_AREA: self.max_hole_area.value(),
                 REGULARISE: self.regularise.isChecked(),
@@ -114,7 +116,8 @@ class ParametersPanel(QgsScrollArea):
         self.model.set_layer(next(iter(self.layers.checked()), None))
 
     def _restore(self) -> None:
-        self.model.set_model(settings.last_used(MODEL, "") or resource_paths.default_model())
+        model = settings.last_used(MODEL, "")
+        self.model.set_model(model if model and os.path.exists(model) else resource_paths.default_model())  # noqa: PTH110 - pathlib's may raise
         self.min_area.setValue(settings.last_used(MIN_AREA, 10.0))
         self.max_hole_area.setValue(settings.last_used(MAX_HOLE_AREA, 5.0))
         self.regularise.setChecked(settings.last_used(REGULARISE, False))
