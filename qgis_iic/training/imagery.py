@@ -245,8 +245,8 @@ class ChipSampler:
         scenes: to draw from.
         chip_size: side in pixels.
         least_usable: share of a chip's pixels that must be usable.
-        held_out: share of each scene's blocks, chips without overlap, that `draw` leaves to `held_out_chips`; of scenes
-            that are too small for one, as many together.
+        held_out: share of each scene's blocks, chips without overlap, that `draw` leaves to `held_out_chips`; where all
+            scenes are too small for one, as many as that is of them together.
 
     Raises:
         SourceUnsuitable: no scene is large enough and free enough of gaps to cut a single chip, or to hold one out.
@@ -256,11 +256,9 @@ class ChipSampler:
         self._size = chip_size
         self._places: list[_Place] = []
         self._held_out: list[_Place] = []
-        owed = 0.0  # blocks of scenes that are too small for a whole one
-        for scene in scenes:
-            places, blocks, owed = _split(scene.usable, chip_size, least_usable, held_out, owed)
-            self._places += [_Place(scene, places)] if len(places) > 0 else []
-            self._held_out += [_Place(scene, blocks)] if len(blocks) > 0 else []
+        self._part(scenes, least_usable, held_out, together=False)
+        if held_out > 0 and not self._held_out:
+            self._part(scenes, least_usable, held_out, together=True)
         if not self._places:
             raise SourceUnsuitable(
                 f"No training imagery holds a chip of {chip_size} pixels with usable ground. Take larger imagery."
@@ -270,6 +268,14 @@ class ChipSampler:
                 f"The training imagery is too small to hold out {held_out:g} of it in blocks of {chip_size} pixels. "
                 "Take more of it. In a configuration, held_out.share may also be raised, or be 0."
             )
+
+    def _part(self, scenes: Sequence[Scene], least_usable: float, held_out: float, together: bool) -> None:
+        """Parts the ground of each scene; `together`, what is less than a block of one adds up over them."""
+        self._places, self._held_out, rest = [], [], 0.0
+        for scene in scenes:
+            places, blocks, rest = _split(scene.usable, self._size, least_usable, held_out, rest if together else None)
+            self._places += [_Place(scene, places)] if len(places) > 0 else []
+            self._held_out += [_Place(scene, blocks)] if len(blocks) > 0 else []
 
     def draw(self, count: int, generator: np.random.Generator) -> Chips:
         chips = []
@@ -309,35 +315,32 @@ def _shares(places: Sequence[_Place]) -> NDArray[np.float64]:
 
 
 def _split(
-    usable: NDArray[np.bool_], size: int, least_usable: float, held_out: float, owed: float
+    usable: NDArray[np.bool_], size: int, least_usable: float, held_out: float, rest: float | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
     """Origins (row, column), int64 [n, 2] each, of training chips and of held-out blocks, with enough usable ground.
 
-    `owed` is the part of a block that scenes before were too small to hold out; the last that is returned is what is
-    owed then.
+    `rest` is the part of a block that scenes before have left to be held out, and what is left then comes last; without
+    it the number of blocks is rounded.
 
     Both lie on a grid of quarter chips, so that counting their cells, strip by strip, is all that has to be done.
     """
     step = size // PLACES_PER_CHIP
     height, width = (side // step for side in usable.shape)
     if height < PLACES_PER_CHIP or width < PLACES_PER_CHIP:
-        return np.empty((0, 2), np.int64), np.empty((0, 2), np.int64), owed
+        return np.empty((0, 2), np.int64), np.empty((0, 2), np.int64), rest or 0.0
     cells = np.empty((height, width), np.int64)
     for row in range(height):
         strip = usable[row * step : (row + 1) * step, : width * step]
         cells[row] = strip.reshape(step, width, step).sum(axis=(0, 2))
     enough = _chip_sums(cells) >= least_usable * size**2
     blocks = np.argwhere(enough[::PLACES_PER_CHIP, ::PLACES_PER_CHIP]) * PLACES_PER_CHIP
-    count = round(held_out * len(blocks))
-    if count == 0:
-        owed += held_out * len(blocks)
-        count = int(owed + 1e-9)
-        owed -= count
+    wanted = held_out * len(blocks) + (rest or 0.0)
+    count = round(wanted) if rest is None else int(wanted + 1e-9)
     chosen = np.random.default_rng(0).permutation(len(blocks))[:count]
     taken = np.zeros((height, width), np.int64)
     for row, col in blocks[chosen]:
         taken[row : row + PLACES_PER_CHIP, col : col + PLACES_PER_CHIP] = 1
-    return np.argwhere(enough & (_chip_sums(taken) == 0)) * step, blocks[chosen] * step, owed
+    return np.argwhere(enough & (_chip_sums(taken) == 0)) * step, blocks[chosen] * step, wanted - count
 
 
 def _chip_sums(cells: NDArray[np.int64]) -> NDArray[np.int64]:
