@@ -245,8 +245,8 @@ class ChipSampler:
         scenes: to draw from.
         chip_size: side in pixels.
         least_usable: share of a chip's pixels that must be usable.
-        held_out: share of each scene's blocks, chips without overlap, that `draw` leaves to `held_out_chips`; where all
-            scenes are too small for one, as many as that is of them together.
+        held_out: share of each scene's blocks, chips without overlap, that `draw` leaves to `held_out_chips`; where
+            that is less than one of any scene, that share of all together, one at least.
 
     Raises:
         SourceUnsuitable: no scene is large enough and free enough of gaps to cut a single chip, or to hold one out.
@@ -254,28 +254,23 @@ class ChipSampler:
 
     def __init__(self, scenes: Sequence[Scene], chip_size: int, least_usable: float, held_out: float = 0.0) -> None:
         self._size = chip_size
+        grids = [_grid(scene.usable, chip_size, least_usable) for scene in scenes]
+        counts = _held_out_counts([len(blocks) for _, blocks in grids], held_out)
         self._places: list[_Place] = []
         self._held_out: list[_Place] = []
-        self._part(scenes, least_usable, held_out, together=False)
-        if held_out > 0 and not self._held_out:
-            self._part(scenes, least_usable, held_out, together=True)
+        for scene, grid, count in zip(scenes, grids, counts, strict=True):
+            places, blocks = (origins * (chip_size // PLACES_PER_CHIP) for origins in _split(*grid, count))
+            self._places += [_Place(scene, places)] if len(places) > 0 else []
+            self._held_out += [_Place(scene, blocks)] if len(blocks) > 0 else []
         if not self._places:
             raise SourceUnsuitable(
                 f"No training imagery holds a chip of {chip_size} pixels with usable ground. Take larger imagery."
             )
         if held_out > 0 and not self._held_out:
             raise SourceUnsuitable(
-                f"The training imagery is too small to hold out {held_out:g} of it in blocks of {chip_size} pixels. "
-                "Take more of it. In a configuration, held_out.share may also be raised, or be 0."
+                f"The training imagery is too small to hold out a block of {chip_size} pixels. Take more of it. In a "
+                "configuration, held_out.share may also be 0."
             )
-
-    def _part(self, scenes: Sequence[Scene], least_usable: float, held_out: float, together: bool) -> None:
-        """Parts the ground of each scene; `together`, what is less than a block of one adds up over them."""
-        self._places, self._held_out, rest = [], [], 0.0
-        for scene in scenes:
-            places, blocks, rest = _split(scene.usable, self._size, least_usable, held_out, rest if together else None)
-            self._places += [_Place(scene, places)] if len(places) > 0 else []
-            self._held_out += [_Place(scene, blocks)] if len(blocks) > 0 else []
 
     def draw(self, count: int, generator: np.random.Generator) -> Chips:
         chips = []
@@ -314,33 +309,41 @@ def _shares(places: Sequence[_Place]) -> NDArray[np.float64]:
     return normalised
 
 
-def _split(
-    usable: NDArray[np.bool_], size: int, least_usable: float, held_out: float, rest: float | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64], float]:
-    """Origins (row, column), int64 [n, 2] each, of training chips and of held-out blocks, with enough usable ground.
-
-    `rest` is the part of a block that scenes before have left to be held out, and what is left then comes last; without
-    it the number of blocks is rounded.
+def _grid(usable: NDArray[np.bool_], size: int, least_usable: float) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Where chips have enough usable ground, bool [rows, columns] of their origins, and blocks, int64 [n, 2] of those.
 
     Both lie on a grid of quarter chips, so that counting their cells, strip by strip, is all that has to be done.
     """
     step = size // PLACES_PER_CHIP
     height, width = (side // step for side in usable.shape)
     if height < PLACES_PER_CHIP or width < PLACES_PER_CHIP:
-        return np.empty((0, 2), np.int64), np.empty((0, 2), np.int64), rest or 0.0
+        return np.empty((0, 0), np.bool_), np.empty((0, 2), np.int64)
     cells = np.empty((height, width), np.int64)
     for row in range(height):
         strip = usable[row * step : (row + 1) * step, : width * step]
         cells[row] = strip.reshape(step, width, step).sum(axis=(0, 2))
     enough = _chip_sums(cells) >= least_usable * size**2
-    blocks = np.argwhere(enough[::PLACES_PER_CHIP, ::PLACES_PER_CHIP]) * PLACES_PER_CHIP
-    wanted = held_out * len(blocks) + (rest or 0.0)
-    count = round(wanted) if rest is None else int(wanted + 1e-9)
-    chosen = np.random.default_rng(0).permutation(len(blocks))[:count]
-    taken = np.zeros((height, width), np.int64)
-    for row, col in blocks[chosen]:
+    return enough, np.argwhere(enough[::PLACES_PER_CHIP, ::PLACES_PER_CHIP]) * PLACES_PER_CHIP
+
+
+def _held_out_counts(blocks: Sequence[int], share: float) -> list[int]:
+    """How many blocks of each scene are held out: their share, or where that is none of any, one or more of all."""
+    counts = [round(share * count) for count in blocks]
+    if share == 0 or any(counts) or sum(blocks) == 0:
+        return counts
+    ends = np.cumsum(blocks) * max(share, 1 / sum(blocks))
+    return [int(count) for count in np.diff(np.floor(ends + 1e-9), prepend=0)]
+
+
+def _split(
+    enough: NDArray[np.bool_], blocks: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Origins of training chips and of `count` held-out blocks, int64 [n, 2] each, on the grid of `_grid`."""
+    chosen = blocks[np.random.default_rng(0).permutation(len(blocks))[:count]]
+    taken = np.zeros([side + PLACES_PER_CHIP - 1 for side in enough.shape], np.int64)
+    for row, col in chosen:
         taken[row : row + PLACES_PER_CHIP, col : col + PLACES_PER_CHIP] = 1
-    return np.argwhere(enough & (_chip_sums(taken) == 0)) * step, blocks[chosen] * step, wanted - count
+    return np.argwhere(enough & (_chip_sums(taken) == 0)) if enough.size else blocks, chosen
 
 
 def _chip_sums(cells: NDArray[np.int64]) -> NDArray[np.int64]:

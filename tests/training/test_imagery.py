@@ -164,9 +164,18 @@ def test_small_scenes_hold_out_ground_together() -> None:
     assert sorted(held_out[:, 0, 0, 0].tolist()) == [20, 40, 70]  # 3 of 128, spread over them
 
 
+def test_of_a_small_scene_one_block_is_held_out() -> None:
+    sampler = ChipSampler([scene(np.ones((32, 32), np.bool_))], 16, 0.5, held_out=0.05)
+    assert len(sampler.held_out_chips(200).values) == 1
+
+
 def test_a_scene_too_small_to_hold_out_is_refused() -> None:
+    beside_the_blocks = np.zeros((32, 32), np.bool_)
+    beside_the_blocks[8:24, 8:24] = True
     with pytest.raises(SourceUnsuitable, match=r"held_out\.share"):
-        ChipSampler([scene(np.ones((32, 32), np.bool_))], 16, 0.5, held_out=0.05)
+        ChipSampler([scene(beside_the_blocks)], 16, 0.9, held_out=0.05)
+    with pytest.raises(SourceUnsuitable, match="Take larger imagery"):
+        ChipSampler([scene(np.ones((16, 16), np.bool_))], 16, 0.5, held_out=0.05)
 
 
 @pytest.mark.realdata
