@@ -84,7 +84,7 @@ def command(
     from qgis_iic.training.benchmark import run_benchmark
     from qgis_iic.training.document import to_markdown
     from qgis_iic.training.model_card import write_card
-    from qgis_iic.training.model_file import read_model, write_model
+    from qgis_iic.training.model_file import check_target, read_model, write_model
     from qgis_iic.training.places import load_protocol, protocol_of
     from qgis_iic.training.regions import RegionSource
     from qgis_iic.training.report import figure_blocks, write_report
@@ -92,6 +92,8 @@ def command(
     check_places(places, data, imagery, labels, area, match_imagery, match_labels, match_area, bands)
     if bool(match_imagery) != bool(match_labels) or (match_area and not match_labels):
         raise click.UsageError("--match-imagery and --match-labels go together, and --match-area with them.")
+    if record:
+        check_target(model)
     check_outputs((*reports, card), (places, imagery, labels, area, match_imagery, match_labels, match_area, model))
     if places is not None:
         protocol = load_protocol(places, data)

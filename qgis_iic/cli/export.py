@@ -28,10 +28,10 @@ def command(run: Path, output: Path, card: Path | None) -> None:
     if card is not None:
         write_card(metadata, output, card)
     training = metadata.training
-    if training["config"]["objective"]["cluster_head"] == "k_means" and not training["has_prototypes"]:
+    if training["config"]["objective"]["cluster_head"] == "k_means" and training.get("has_prototypes") is False:
         click.echo(
-            "Warning: the run is not at its end, or this is not the state to make the model from: the over-clustering "
-            "head is the one that was trained, not k-means. Go on with it, iic train --resume, and name its folder.",
+            "Warning: this is a state on the way, whose over-clustering head is the one that was trained, not k-means. "
+            "Let the training end, iic train --resume, and name the folder of the run.",
             err=True,
         )
     click.echo(f"Model: {output}, {metadata.clusters} clusters, {training['steps']} steps, not matched yet")

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import click
 
-from qgis_iic.protocol.errors import IicError
+from qgis_iic.protocol.errors import IicError, OutputIsOtherKind
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, encode
 from qgis_iic.protocol.job import LEAST_MEMORY, Job, Precision, Provider
 from qgis_iic.protocol.names import names_a_file
@@ -44,9 +44,14 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None])
     from qgis_iic.engine.outputs import check_folder, check_is_no_source
 
     files = [str(file) for file in inputs if file is not None]
-    for output in filter(None, outputs):
+    named = [output for output in outputs if output is not None]
+    for output in named:
         check_folder(output)
         check_is_no_source(str(output), files)
+        if output.is_dir():
+            raise OutputIsOtherKind(f"{output} is a folder. Choose the name of a file.")
+    if len(set(named)) < len(named):
+        raise OutputIsOtherKind("Two of the outputs have the same name.")
 
 
 def named_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -123,11 +128,20 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def on_interrupt(act: Callable[[], None]) -> None:
-    """Has `act` called, rather than the process ended, when it is interrupted, terminated or loses its terminal."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # on Windows no terminal hangs up
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, lambda *_: act())
+    """Has `act` called, rather than the process ended, when it is interrupted, terminated or loses its terminal.
+
+    Where that comes again, it ends.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def handle(number: int, _: object) -> None:
+        signal.signal(number, before[number])
+        act()
+
+    for number in numbers:
+        if before[number] != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, handle)
 
 
 def run_job(job: Job, events: str) -> Result:

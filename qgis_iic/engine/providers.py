@@ -143,8 +143,8 @@ def reserve_memory(size: int) -> None:
 
     That goes for the processor's own provider. Left to itself it takes memory piece by piece, and as no tensor lies
     across two of them, up to twice as much. Where the block is too small, or the system does not grant it, pieces are
-    added. It stays as long as the process; what is never used of it is address space alone, but for Windows, which
-    counts it as taken.
+    added. It stays while sessions or a later one may use it; what is never used of it is address space alone, but for
+    Windows, which counts it as taken.
     """
     kind, use = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
     onnxruntime.create_and_register_allocator(

@@ -42,7 +42,9 @@ class Checkpoint:
         precision: of the convolutions, see `devices.start`.
         processes: that drew the chips of a step together.
         is_best: whether it is the best state on the held-out ground so far.
-        has_prototypes: whether k-means has taken the place of the over-clustering head, as it does at the end.
+        has_prototypes: whether k-means has taken the place of the over-clustering head, as it does when training ends.
+
+    Checkpoints of earlier versions do not say the last three, which are None then.
     """
 
     config: dict[str, Any]
@@ -58,9 +60,9 @@ class Checkpoint:
     poor_evaluations: int
     measures: dict[str, float]
     precision: str = "32-true"
-    processes: int = 1
-    is_best: bool = False
-    has_prototypes: bool = False
+    processes: int | None = None
+    is_best: bool | None = None
+    has_prototypes: bool | None = None
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, fabric: Fabric) -> Path:

@@ -88,6 +88,7 @@ def describe(checkpoint: Checkpoint, config: TrainingConfig, checksum: str) -> M
         replace(source, path=raster_name(source.path)) if source.is_elsewhere else source for source in config.imagery
     ]
     settings = replace(config, imagery=tuple(imagery)).to_record()
+    state = {"is_best": checkpoint.is_best, "has_prototypes": checkpoint.has_prototypes}
     del settings["data"]  # a folder of the machine that trained, as those of absolute paths are
     return ModelMetadata(
         name=config.name,
@@ -109,9 +110,8 @@ def describe(checkpoint: Checkpoint, config: TrainingConfig, checksum: str) -> M
             "seconds": round(checkpoint.seconds),
             "seed": config.seeds[0],
             "precision": checkpoint.precision,
-            "is_best": checkpoint.is_best,
-            "has_prototypes": checkpoint.has_prototypes,
             "last_step": checkpoint.measures,
+            **{name: fact for name, fact in state.items() if fact is not None},
         },
         versions={
             "qgis_iic": __version__,

@@ -189,8 +189,9 @@ def read_labels(
     """Labels on a grid, uint8 [H, W]: 1 building, 0 background, 255 unlabelled.
 
     A label raster is resampled by majority. Of polygons and points, the latter discs of `POINT_RADIUS`, a pixel is
-    building where its centre lies in one that is a building. With an area all else in it is background, and what lies
-    outside is unlabelled; without, only what lies in a feature that is no building is background.
+    building where its centre lies in one that is a building, or it holds the point itself. With an area all else in it
+    is background, and what lies outside is unlabelled; without, only what lies in a feature that is no building is
+    background.
 
     Args:
         labels: polygons and points in any format that OGR reads, or a raster coded as above. The column `building`

@@ -119,6 +119,8 @@ class Trainer:
             measures=measures,
             precision=self.fabric.strategy.precision.precision,
             processes=self.fabric.world_size,
+            is_best=False,
+            has_prototypes=False,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from shapely.geometry import Point
 
 from qgis_iic.cli.main import main
-from qgis_iic.protocol.errors import ModelBandsMismatch
+from qgis_iic.protocol.errors import ModelBandsMismatch, OutputIsOtherKind
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.regions import Advance, Region, RegionReader, RegionSource, ignore
 from tests.onnx_models import brightness_model
@@ -116,6 +116,13 @@ def test_what_can_not_be_written_is_named_before_anything_is_done(folder: Path, 
     assert "Network on" not in output
 
 
+def test_outputs_that_are_folders_or_the_same_are_refused(folder: Path) -> None:
+    for options in (("--card", folder), ("--card", folder / "a.md", "--report", folder / "a.md")):
+        status, output = evaluate(folder, *scored(folder), *options)
+        assert status == OutputIsOtherKind.exit_status
+        assert "Network on" not in output
+
+
 def test_no_report_takes_the_place_of_labels(folder: Path) -> None:
     labels = folder / "labels.json"
     shutil.copy(folder / "there" / "labels.tif", labels)
@@ -123,8 +130,8 @@ def test_no_report_takes_the_place_of_labels(folder: Path) -> None:
     status, output = evaluate(
         folder, "--imagery", folder / "there" / "scene.tif", "--labels", labels, "--report", labels
     )
-    assert "output-is-other-kind" in output
-    assert status != 0
+    assert status == OutputIsOtherKind.exit_status
+    assert "one of the files that are read" in output
     assert labels.read_bytes() == before
 
 

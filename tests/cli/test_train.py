@@ -34,7 +34,7 @@ def test_train_and_resume(tmp_path: Path) -> None:
 def test_an_interrupt_leaves_a_checkpoint(tmp_path: Path) -> None:
     write_village(tmp_path)
     program = "from qgis_iic.cli.main import main; main()"
-    command = [sys.executable, "-c", program, "train", str(write_config(tmp_path, steps="100000"))]
+    command = [sys.executable, "-c", program, "train", str(write_config(tmp_path, steps="5000"))]
     run = subprocess.Popen(
         [*command, "--output", str(tmp_path / "run"), "--threads", "1"], stderr=subprocess.PIPE, text=True
     )
