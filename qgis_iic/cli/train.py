@@ -93,7 +93,7 @@ def command(
         )
     if fabric.is_global_zero:
         click.echo(f"Checkpoint: {path}")
-        click.echo(f"Make the model of its folder: iic export {path.parent} --output MODEL.onnx", err=True)
+        click.echo(f"To a model file: iic export {path.parent} --output MODEL.onnx", err=True)
         if stopped.is_set():
             click.echo("It was stopped: --resume goes on.", err=True)
 
