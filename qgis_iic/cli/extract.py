@@ -8,7 +8,7 @@ import click
 
 from qgis_iic.cli.run import PATH, absolute, job_options, named_errors, run_job, source_path
 from qgis_iic.protocol.job import Job, Precision, Provider, Source, Window
-from qgis_iic.protocol.names import layer_names
+from qgis_iic.protocol.names import layer_names, raster_name
 
 
 @click.command(short_help="Building polygons of rasters, as GeoPackage layers.")
@@ -17,7 +17,9 @@ from qgis_iic.protocol.names import layer_names
 @click.option("--output", type=PATH, required=True, help="GeoPackage; layers are added to one that exists.")
 @click.option("--layer", help="Name of the layer.  [default: the raster's name]")
 @click.option("--min-area", type=float, default=10.0, help="Smallest building, in m2.")
-@click.option("--max-hole-area", type=float, default=5.0, help="Largest hole that is filled, in m2.")
+@click.option(
+    "--max-hole-area", type=float, default=5.0, help="Largest hole that is filled, in m2; what stands in it stays."
+)
 @click.option(
     "--regularise",
     is_flag=True,
@@ -48,7 +50,7 @@ def command(
     several rasters, a window applies to each, and the layers are named after the rasters, with LAYER_ in front where
     that is given.
     """
-    names = layer_names([Path(source).stem for source in sources], layer or "")
+    names = layer_names([_name(source) for source in sources], layer or "")
     job = Job(
         task="extract",
         sources=tuple(
@@ -69,3 +71,9 @@ def command(
     if events == "text":
         for made in result.layers:
             click.echo(f"{made.features} buildings, {made.area:.0f} m2: layer {made.name} of {result.output}")
+
+
+def _name(source: str) -> str:
+    """Of its file, be that named within an address of GDAL's, and nothing that may hold a password."""
+    files = (Path(part.strip('"')) for part in source.split(":"))
+    return next((file.stem for file in files if file.is_file()), Path(raster_name(source)).stem)

@@ -18,9 +18,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyproj
+
 from qgis_iic.engine.footprints import FootprintFile
 from qgis_iic.engine.outputs import is_taken_as_it_is, write_errors
-from qgis_iic.protocol.errors import LayerExists, OutputIsOtherKind, OutputNotWritable
+from qgis_iic.engine.raster import Raster
+from qgis_iic.protocol.errors import LayerExists, OutputIsOtherKind, OutputNotWritable, SourceUnsuitable
 from qgis_iic.protocol.names import folded
 
 _SQLITE_HEADER = b"SQLite format 3\0"
@@ -120,6 +123,18 @@ def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, 
                     _backup(copy, path)
                     return
     raise OutputNotWritable(f"Other programs keep changing {path}. Choose another file, or try again later.")
+
+
+def check_crs(raster: Raster) -> None:
+    """Raises SourceUnsuitable for a coordinate reference system that the library can't write into a GeoPackage."""
+    try:
+        if raster.crs is not None and raster.crs.to_epsg() is None:
+            raster.crs.to_wkt("WKT1_GDAL")
+    except pyproj.exceptions.CRSError as error:
+        raise SourceUnsuitable(
+            f"The coordinate reference system of {raster.path}, {raster.crs}, can't be written into a GeoPackage. "
+            "Warp the raster to another one, in QGIS with Warp (reproject)."
+        ) from error
 
 
 def _publish_new(copy: Path, path: Path) -> bool:

@@ -6,9 +6,10 @@ import errno
 import os
 import shutil
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyogrio.errors import DataLayerError, DataSourceError
@@ -20,6 +21,8 @@ from qgis_iic.protocol.job import AnyJob
 
 _NO_ROOM_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROBE_BYTES = 1 << 20
+_MOST_FILES = 10_240
+"""That are asked for; macOS says that there is no limit, and grants no more."""
 
 
 @contextmanager
@@ -37,6 +40,19 @@ def scratch_folder(job: AnyJob) -> Iterator[Path]:
         yield job.scratch
     finally:
         shutil.rmtree(job.scratch, ignore_errors=True)
+
+
+def allow_many_files() -> None:
+    """Raises the number of files that this process may have open, as far as it may: all sources of a job are."""
+    if sys.platform == "win32":  # has no such limit
+        return
+    import resource
+
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def check_folder(output: Path) -> None:

@@ -22,7 +22,7 @@ from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.crs import is_on_earth
 from qgis_iic.engine.footprints import FootprintFile, footprints
 from qgis_iic.engine.geopackage import BuildingLayer
-from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
+from qgis_iic.engine.outputs import allow_many_files, check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.overlap import made_ahead, mapped
 from qgis_iic.engine.progress import RunProgress
 from qgis_iic.engine.providers import LARGEST_BLOCK, reserve_memory
@@ -124,7 +124,7 @@ def plan(
     grid = working_grid(raster, metadata.gsd, metadata.gsd_range)
     window = Window(*source.window) if source.window else Window(0, 0, raster.width, raster.height)
     window = grid.from_source(clip(window, raster.width, raster.height))
-    moments = None if raster.dtype == metadata.dtype else (metadata.mean, metadata.std)
+    moments = None if raster.dtype_of(bands) == metadata.dtype else (metadata.mean, metadata.std)
     by_area = tile_size is None
     if tile_size is None:
         of_row = _PER_STRIP_PIXEL * window.width + raster.decoded_row * grid.scale[1]
@@ -165,7 +165,8 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
         )
     # On a GPU the network takes none of this memory.
     tile_size = job.tile_size or (None if session.on_cpu else session.metadata.tile_size)
-    with ExitStack() as rasters, scratch_folder(job) as scratch:
+    allow_many_files()
+    with scratch_folder(job) as scratch, ExitStack() as rasters:
         plans = [
             plan(
                 rasters.enter_context(open_raster(source.path, source.crs)),
@@ -179,6 +180,9 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
         ]
         if job.task == "segment":  # takes the place of the file; a layer is put beside what a GeoPackage holds
             check_is_no_source(job.output, (file for each in plans for file in each.raster.files))
+        else:
+            for each in plans:
+                geopackage.check_crs(each.raster)
         cache = max(_CACHE_SHARE * (job.memory or _MEMORY) * 1e6, *(each.decoded_bytes for each in plans))
         rasters.enter_context(rasterio.Env(GDAL_CACHEMAX=int(cache)))
         emit(Started(session.provider, str(session.path), sum(each.tiles for each in plans)))
@@ -258,9 +262,10 @@ def warnings_of(made: Plan, metadata: ModelMetadata) -> Iterator[str]:
     if scale != (1.0, 1.0):
         own = max(raster.gsd)
         yield f"{raster.path} has {own:.2f} m pixels; it is resampled to the {metadata.gsd:.2f} m that the model knows."
-    if raster.dtype != metadata.dtype:
+    dtype = raster.dtype_of(made.reader.bands)
+    if dtype != metadata.dtype:
         yield (
-            f"{raster.path} holds {raster.dtype} values and the model knows {metadata.dtype}: "
+            f"{raster.path} holds {dtype} values and the model knows {metadata.dtype}: "
             "each band is brought to the mean and contrast that the model was trained on."
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,9 @@ _COARSEST = 4.0
 _MEANINGLESS = 1e30
 """Values of float rasters from here on measure nothing: many programs fill gaps with the lowest float32, undeclared."""
 
+_SAMPLES, _SAMPLE_SIDE = 8, 256
+"""Windows along either side, and their side in pixels, from which a layer's mean and deviation are estimated."""
+
 _RESAMPLED_AT_ONCE = 4_000_000
 """Source pixels of a band that are held at once while a window is resampled."""
 
@@ -60,7 +63,6 @@ class Raster:
         width, height, count: in pixels and bands.
         transform: from (column, row) of pixel corners to coordinates.
         crs: coordinate reference system, None where the raster has none and none was given.
-        dtype: numpy's name of the bands' common data type.
         files: that it is made of, the parts of a virtual raster among them.
         block_height: of what GDAL decodes at once, in pixels.
         decoded_row: bytes of a row of pixels of all bands where blocks are as wide as the raster, else 0: such blocks
@@ -77,13 +79,16 @@ class Raster:
         self.height: int = dataset.height
         self.count: int = dataset.count
         self.transform: Affine = dataset.transform
-        self.dtype: str = np.result_type(*map(np.dtype, dataset.dtypes)).name
         self.files: tuple[str, ...] = tuple(dataset.files)
         self.crs: pyproj.CRS | None = _crs_of(dataset, crs)
         height, width = dataset.block_shapes[0]
         pixel = sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
         self.block_height: int = height
         self.decoded_row: int = self.width * pixel if width == self.width else 0
+
+    def dtype_of(self, bands: Sequence[int]) -> str:
+        """numpy's name of the common data type of some bands: those of a virtual raster may differ."""
+        return np.result_type(*(np.dtype(self._dataset.dtypes[band - 1]) for band in bands)).name
 
     @property
     def gsd(self) -> tuple[float, float]:
@@ -146,6 +151,7 @@ class Raster:
             SourceCorrupt: a block can't be read or decoded.
         """
         area = RasterioWindow(window.col, window.row, window.width, window.height)
+        dtype = self.dtype_of(bands)
         with self._reading:
             if self._damage is not None:  # GDAL says so once, and gives whatever it decoded from then on
                 raise self._damage
@@ -153,23 +159,29 @@ class Raster:
                 per_dataset = MaskFlags.per_dataset in self._dataset.mask_flag_enums[bands[0] - 1]
                 masks = self._dataset.read_masks(bands[:1] if per_dataset else bands, window=area)
                 # 8-bit imagery uses the whole range: its no-data value also occurs in single bands of seen pixels.
-                valid: Mask = (masks.any if self.dtype == "uint8" else masks.all)(axis=0)
+                valid: Mask = (masks.any if dtype == "uint8" else masks.all)(axis=0)
                 if self._hidden_alpha is not None:
                     valid &= self._dataset.read(self._hidden_alpha, window=area) > 0
-                read = self._dataset.read(bands, window=area) if valid.any() else None
+                values = self._values(bands, area) if valid.any() else None
             except RasterioError as error:
                 self._damage = SourceCorrupt(
                     f"{self.path} can't be read around column {window.col}, row {window.row}: {error}. "
                     "The file is damaged or incomplete; fetch or export it again."
                 )
                 raise self._damage from error
-        if read is None:
+        if values is None:
             return np.zeros((len(bands), window.height, window.width), np.float32), valid
-        values = read.astype(np.float32)
-        if np.issubdtype(self.dtype, np.floating):
+        if np.issubdtype(dtype, np.floating):
             valid &= (np.abs(values) < _MEANINGLESS).all(axis=0)
         _blank(values, valid)
         return values, valid
+
+    def _values(self, bands: tuple[int, ...], area: RasterioWindow) -> Floats:
+        if len({self._dataset.dtypes[band - 1] for band in bands}) == 1:
+            values: Floats = self._dataset.read(bands, window=area).astype(np.float32)
+            return values
+        # rasterio reads bands of one type at a time.
+        return np.stack([self._dataset.read(band, window=area).astype(np.float32) for band in bands])
 
 
 def _hidden_alpha(dataset: rasterio.DatasetReader) -> int | None:
@@ -232,7 +244,8 @@ def _crs_of(dataset: rasterio.DatasetReader, override: str | None) -> pyproj.CRS
     if not text:
         return None
     try:
-        return pyproj.CRS.from_user_input(text)
+        crs = pyproj.CRS.from_user_input(text)
+        return crs if crs.is_compound else crs.to_2d()  # heights have no say, and not every format has room for them
     except pyproj.exceptions.CRSError as error:
         raise SourceUnsuitable(f"The coordinate reference system {text!r} is not known: {error}.") from error
 
@@ -390,7 +403,7 @@ class GridReader:
         Pixels that are 0 in all bands do not count: outside of what the sensor saw scenes are often filled with them
         and do not say so.
         """
-        values = np.concatenate([self._valid_values(window) for window in self._sample_windows()], axis=1)
+        values = self._sample()
         if values.shape[1] == 0:
             return
         own_mean = values.mean(axis=1, dtype=np.float64)
@@ -403,11 +416,26 @@ class GridReader:
         values, valid = self._read_inside(window)
         return values[:, valid & values.any(axis=0)]
 
-    def _sample_windows(self, count: int = 8, side: int = 256) -> Iterator[Window]:
+    def _sample(self) -> Floats:
+        """Valid values of windows all over the grid, float32 [bands, n]: of more of them where few hold any."""
+        count, most = _SAMPLES, (_SAMPLES * _SAMPLE_SIDE) ** 2
+        while True:
+            windows = list(self._sample_windows(count))
+            found: list[Floats] = []
+            for index in np.random.default_rng(0).permutation(len(windows)):
+                found.append(self._valid_values(windows[index]))
+                if sum(values.shape[1] for values in found) >= most:
+                    break
+            values = np.concatenate(found, axis=1)
+            if values.shape[1] >= _SAMPLE_SIDE**2 or count * _SAMPLE_SIDE >= max(self.grid.width, self.grid.height):
+                return values
+            count *= 2
+
+    def _sample_windows(self, count: int) -> Iterator[Window]:
         """`count` x `count` windows spread evenly over the grid, fewer where it is small."""
-        for row in _spread(self.grid.height, count, side):
-            for col in _spread(self.grid.width, count, side):
-                width, height = min(side, self.grid.width - col), min(side, self.grid.height - row)
+        for row in _spread(self.grid.height, count, _SAMPLE_SIDE):
+            for col in _spread(self.grid.width, count, _SAMPLE_SIDE):
+                width, height = min(_SAMPLE_SIDE, self.grid.width - col), min(_SAMPLE_SIDE, self.grid.height - row)
                 yield Window(col, row, width, height)
 
 

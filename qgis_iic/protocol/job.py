@@ -318,14 +318,23 @@ def _check_texts(job: _JobFile, *names: str) -> None:
     for name in names:
         value = getattr(job, name)
         _require(isinstance(value, str) and value != "", f"`{name}` must be a text that is not empty")
-        _require("\0" not in value, f"`{name}` must not hold a null character")
+        _check_text(value, f"`{name}`")
     _require(job.id.isalnum(), "`id` must consist of letters and digits")
     _require(Path(job.output).is_absolute(), f"`output` must be an absolute path, not {job.output}")
+
+
+def _check_text(value: str, name: str) -> None:
+    _require("\0" not in value, f"{name} must not hold a null character")
+    # Python keeps bytes of a file's name that are none as halves of pairs.
+    plain = not any("\ud800" <= character <= "\udfff" for character in value)
+    _require(plain, f"{name} must be UTF-8, and {value!r} is not: rename the file")
 
 
 def _check_source(source: Source) -> None:
     _require(isinstance(source.path, str) and source.path != "", "a source's `path` must be a text that is not empty")
     _require(isinstance(source.layer, str), "a source's `layer` must be a text")
+    _check_text(source.path, "a source's `path`")
+    _check_text(source.layer, "a source's `layer`")
     if source.bands is not None:
         _require(len(source.bands) > 0 and all(map(_is_count, source.bands)), "`bands` must be numbers from 1 up")
     if source.window is not None:

@@ -131,7 +131,7 @@ def _dtype(path: str, source: ImagerySource, names: tuple[str, ...]) -> str:
     """Of a raster that has the bands that are asked for."""
     with open_raster(path, source.crs) as raster:
         raster.check_bands(source.bands, names)
-        return raster.dtype
+        return raster.dtype_of(source.bands)
 
 
 class _Sums(NamedTuple):

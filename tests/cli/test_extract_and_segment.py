@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import pytest
 import rasterio
 from click.testing import CliRunner
 
+from qgis_iic.cli.extract import _name
 from qgis_iic.cli.main import COMMANDS, main
 from qgis_iic.engine import pipeline
 from qgis_iic.engine.cancellation import Cancellation
-from qgis_iic.protocol.errors import Cancelled, LayerExists, OutputNotWritable, SourceNotFound
+from qgis_iic.protocol.errors import Cancelled, JobInvalid, LayerExists, OutputNotWritable, SourceNotFound
 from qgis_iic.protocol.events import Emit, Result
 from qgis_iic.protocol.job import Job
 from tests import sample_job
@@ -77,6 +79,40 @@ def test_extract_of_two_scenes_makes_two_layers(folder: Path) -> None:
     assert iic(*arguments, "--overwrite")[0] == 0
     assert iic(*arguments, "--layer", "new")[0] == 0
     assert pyogrio.list_layers("b.gpkg")[:, 0].tolist() == ["scene", "scene2", "new_scene", "new_scene2"]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("GPKG:/nowhere/{file}:table", "GPKG"),
+        ("GPKG:{folder}/scene.tif:table", "scene"),
+        ("/vsicurl/https://host/court.tif?user=me&token=a.b.c", "court"),
+        ("PG:host=h dbname=gis password=secret.1 table=t", "PG"),
+    ],
+)
+def test_layers_are_named_after_files_and_tell_no_secrets(folder: Path, source: str, name: str) -> None:
+    assert _name(source.format(file="x", folder=folder)) == name
+
+
+def test_a_name_in_another_encoding_is_named(folder: Path) -> None:
+    status, _, errors = iic("extract", "stra\udcdfe.tif", "--model", "model.onnx", "--output", "b.gpkg")
+    assert status == JobInvalid.exit_status
+    assert "must be UTF-8" in errors
+
+
+def test_many_scenes_at_once(folder: Path) -> None:
+    for number in range(40):
+        shutil.copy("scene.tif", f"scene{number}.tif")
+    program = (
+        "import resource, sys; from qgis_iic.cli.main import main;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (48, resource.getrlimit(resource.RLIMIT_NOFILE)[1]));"
+        "main(sys.argv[1:])"
+    )
+    scenes = [f"scene{number}.tif" for number in range(40)]
+    command = [sys.executable, "-c", program, "extract", *scenes, "--model", "model.onnx", "--output", "b.gpkg"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("5 buildings") == 40
 
 
 def test_events_for_machines(folder: Path) -> None:

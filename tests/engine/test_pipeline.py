@@ -15,6 +15,7 @@ from typing import Literal
 import geopandas
 import numpy as np
 import pyogrio
+import pyproj
 import pytest
 import rasterio
 import rasterio.features
@@ -366,6 +367,14 @@ def test_clusters_of_the_job_win_over_the_probability(scene: Path, tmp_path: Pat
     assert table["area_m2"].sum() == pytest.approx((130 * 200 - ROOF_PIXELS) * 0.09, rel=2e-3)
     provenance = pyogrio.read_info(tmp_path / "out.gpkg", layer="buildings")["layer_metadata"]
     assert (provenance["IIC_DECISION"], provenance["IIC_BUILDING_CLUSTERS"]) == ("clusters", "0")
+
+
+def test_a_crs_that_a_geopackage_can_not_hold_is_named_before_the_run(tmp_path: Path, model: Path) -> None:
+    scene = write_raster(tmp_path / "scene.tif", town(60, 60, ROOFS), transform=Affine(3e-6, 0, 10, 0, -3e-6, 40))
+    turned = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=40 +lon_0=10 +to_meter=0.0174532925199433 +type=crs"
+    with pytest.raises(SourceUnsuitable, match="can't be written into a GeoPackage"):
+        extract(scene, model, crs=pyproj.CRS(turned).to_wkt())
+    assert sorted(path.name for path in model.parent.iterdir()) == ["model.onnx", "scene.tif"]
 
 
 def test_the_answer_in_memory_is_that_of_the_file(scene: Path, model: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 from affine import Affine
@@ -139,6 +140,7 @@ def test_without_data_only_the_mask_is_read(tmp_path: Path) -> None:
         """A dataset whose pixels can't be read."""
 
         def __init__(self, dataset: rasterio.DatasetReader) -> None:
+            self.dtypes = dataset.dtypes
             self.mask_flag_enums = dataset.mask_flag_enums
             self.read_masks = dataset.read_masks
 
@@ -279,6 +281,51 @@ def test_working_pixels_keep_the_ground_they_cover(tmp_path: Path) -> None:
         assert grid.transform @ (40, 50) == pytest.approx(raster.transform @ (80, 100), abs=0.05)
         assert grid.from_source(Window(3, 4, 5, 5)) == Window(1, 2, 3, 3)
         assert grid.from_source(Window(79, 99, 1, 1)) == Window(39, 49, 1, 1)
+
+
+@pytest.mark.parametrize("corner", [(300, 300), (4096 - 200, 1000)])
+def test_the_moments_of_a_raster_are_found_however_little_of_it_has_data(
+    tmp_path: Path, corner: tuple[int, int]
+) -> None:
+    part = np.random.default_rng(2).integers(300, 900, (3, 200, 200), np.uint16)
+    values = np.zeros((3, 4096, 4096), np.uint16)
+    values[:, corner[0] : corner[0] + 200, corner[1] : corner[1] + 200] = part
+    paths = write_raster(tmp_path / "sparse.tif", values, nodata=0), write_raster(tmp_path / "part.tif", part)
+    gains = []
+    for path in paths:
+        with open_raster(path) as raster:
+            grid = working_grid(raster, 0.3, (0.29, 0.31))
+            gains.append(GridReader(raster, grid, (1, 2, 3), ((100.0,) * 3, (40.0,) * 3)).gain)
+    np.testing.assert_allclose(*gains, rtol=1e-3)
+
+
+def test_only_the_bands_that_are_read_say_of_which_type_a_raster_is(tmp_path: Path) -> None:
+    colours = write_raster(tmp_path / "colours.tif", ramp(3, 20, 30))
+    heights = write_raster(tmp_path / "heights.tif", ramp(1, 20, 30, "float32"))
+    bands = "".join(
+        f'<VRTRasterBand dataType="{kind}" band="{number}"><SimpleSource><SourceFilename>{path}</SourceFilename>'
+        f"<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for number, (kind, path, band) in enumerate(
+            [("Byte", colours, 1), ("Byte", colours, 2), ("Byte", colours, 3), ("Float32", heights, 1)], 1
+        )
+    )
+    transform = ", ".join(map(str, NORTH_UP.to_gdal()))
+    together = tmp_path / "together.vrt"
+    together.write_text(
+        f'<VRTDataset rasterXSize="30" rasterYSize="20"><SRS>EPSG:32645</SRS><GeoTransform>{transform}</GeoTransform>'
+        f"{bands}</VRTDataset>"
+    )
+    with open_raster(together) as raster:
+        assert (raster.dtype_of((1, 2, 3)), raster.dtype_of((1, 4))) == ("uint8", "float32")
+        values, valid = raster.read((3, 4), Window(0, 0, 30, 20))
+    assert valid.all()
+    np.testing.assert_array_equal(values, [ramp(3, 20, 30)[2], ramp(1, 20, 30)[0]])
+
+
+def test_heights_of_a_crs_have_no_say(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "high.tif", ramp(1, 4, 4), crs=None)
+    with open_raster(path, pyproj.CRS("EPSG:32631").to_3d().to_wkt()) as raster:
+        assert raster.crs == pyproj.CRS("EPSG:32631")
 
 
 def test_values_of_another_type_take_the_models_moments(tmp_path: Path) -> None:

@@ -170,7 +170,10 @@ class ExtractBuildings(EngineAlgorithm):
             advanced(
                 documented(
                     _area_parameter(MAX_HOLE_AREA, tr("Maximum area of filled holes [m²]"), 5.0),
-                    tr("Holes in buildings up to this size are filled. In square metres on the ground; 0 fills none."),
+                    tr(
+                        "Holes in buildings up to this size are filled; a building that stands in one stays, and "
+                        "overlaps. In square metres on the ground; 0 fills none."
+                    ),
                 )
             )
         )
