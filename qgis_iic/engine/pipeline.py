@@ -26,11 +26,12 @@ from qgis_iic.engine.outputs import allow_many_files, check_is_no_source, scratc
 from qgis_iic.engine.overlap import made_ahead, mapped
 from qgis_iic.engine.progress import RunProgress
 from qgis_iic.engine.providers import LARGEST_BLOCK, reserve_memory
-from qgis_iic.engine.raster import GridReader, Raster, open_raster, working_grid
+from qgis_iic.engine.raster import Raster, open_raster
 from qgis_iic.engine.session import Session, bytes_per_pixel
 from qgis_iic.engine.stitching import Planes, Strip, strips
 from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
 from qgis_iic.engine.vectorization import Components, Vectorizer
+from qgis_iic.engine.working_grid import GridReader, working_grid
 from qgis_iic.protocol.errors import ModelNotMatched
 from qgis_iic.protocol.events import Emit, Layer, Result, Started, Warned
 from qgis_iic.protocol.job import Job, Source

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.overlap import made_ahead, mapped
-from qgis_iic.engine.raster import Floats, GridReader, Mask
+from qgis_iic.engine.raster import Floats, Mask
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Tile, Window
+from qgis_iic.engine.working_grid import GridReader
 from qgis_iic.protocol.model_metadata import NODATA, OUTPUTS
 
 Planes = NDArray[np.uint8]

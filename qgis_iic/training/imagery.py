@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qgis_iic.engine.raster import GridReader, open_raster, working_grid
+from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.tiling import Window, clip
+from qgis_iic.engine.working_grid import GridReader, working_grid
 from qgis_iic.protocol.errors import DiskFull, OutputNotWritable, SourceUnsuitable
 from qgis_iic.training.config import ImagerySource, TrainingConfig
 from qgis_iic.training.pairs import usable_ground

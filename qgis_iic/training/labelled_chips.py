@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qgis_iic.engine.raster import GridReader
 from qgis_iic.engine.tiling import Window
+from qgis_iic.engine.working_grid import GridReader
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.imagery import Chips, Scene

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp, Resampling
 
-from qgis_iic.engine.raster import GridReader, open_raster, working_grid
+from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.tiling import Window
+from qgis_iic.engine.working_grid import GridReader, working_grid
 from qgis_iic.protocol.errors import (
     ModelBandsMismatch,
     SourceCorrupt,
@@ -245,7 +246,7 @@ def test_a_pixel_is_the_same_through_every_window(
 def test_a_window_is_the_same_whatever_is_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_raster(tmp_path / "r.tif", ramp(3, 90, 80), transform=NORTH_UP @ Affine.scale(0.3), crs=None)
     whole = read_all(path, bands=(1, 2, 3))
-    monkeypatch.setattr("qgis_iic.engine.raster._RESAMPLED_AT_ONCE", 1000)
+    monkeypatch.setattr("qgis_iic.engine.working_grid._RESAMPLED_AT_ONCE", 1000)
     for wanted, got in zip(whole, read_all(path, bands=(1, 2, 3)), strict=True):
         np.testing.assert_array_equal(got, wanted)
 

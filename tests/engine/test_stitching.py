@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.pipeline import plan
-from qgis_iic.engine.raster import open_raster, working_grid
+from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.stitching import strips
+from qgis_iic.engine.working_grid import working_grid
 from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import NODATA
 from tests.onnx_models import brightness_model, random_model

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from osgeo import gdal
-from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsProject, QgsRasterLayer, QgsRectangle
+from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsProject, QgsRasterLayer, QgsRectangle, QgsVectorLayer
 from qgis.PyQt.QtCore import QEvent
 from qgis.PyQt.QtWidgets import QApplication
 
@@ -282,9 +282,8 @@ def test_a_run_puts_styled_layers_into_a_group(
     assert {layer.renderer().symbol().color().name() for layer in found} == {"#e2572b"}
 
 
-def test_a_layer_that_is_replaced_is_refreshed_where_it_is(
-    dialog: ExtractionDialog, wait: Any, sample: Path, tmp_path: Path
-) -> None:
+def extracted(dialog: ExtractionDialog, wait: Any, sample: Path, tmp_path: Path) -> QgsVectorLayer:
+    """The layer of a run over the sample, as the project shows it."""
     layer = QgsRasterLayer(str(sample / "scene.tif"), "scene")
     QgsProject.instance().addMapLayer(layer)
     dialog.parameters.layers.check([layer])
@@ -293,6 +292,13 @@ def test_a_layer_that_is_replaced_is_refreshed_where_it_is(
     dialog.start()
     wait(finished(dialog), 30)
     (shown,) = (node.layer() for node in QgsProject.instance().layerTreeRoot().findGroups()[0].findLayers())
+    return shown
+
+
+def test_a_layer_that_is_replaced_is_refreshed_where_it_is(
+    dialog: ExtractionDialog, wait: Any, sample: Path, tmp_path: Path
+) -> None:
+    shown = extracted(dialog, wait, sample, tmp_path)
     assert shown.featureCount() == 5
     dialog.parameters.overwrite.setChecked(True)
     dialog.parameters.min_area.setValue(140)
@@ -303,14 +309,7 @@ def test_a_layer_that_is_replaced_is_refreshed_where_it_is(
 
 
 def test_no_layer_is_replaced_under_edits(dialog: ExtractionDialog, wait: Any, sample: Path, tmp_path: Path) -> None:
-    layer = QgsRasterLayer(str(sample / "scene.tif"), "scene")
-    QgsProject.instance().addMapLayer(layer)
-    dialog.parameters.layers.check([layer])
-    dialog.parameters.model.file.setFilePath(str(sample / "model.onnx"))
-    dialog.parameters.output.setFilePath(str(tmp_path / "out.gpkg"))
-    dialog.start()
-    wait(finished(dialog), 30)
-    (shown,) = (node.layer() for node in QgsProject.instance().layerTreeRoot().findGroups()[0].findLayers())
+    shown = extracted(dialog, wait, sample, tmp_path)
     shown.startEditing()
     shown.deleteFeature(next(shown.getFeatures()).id())
     dialog.parameters.overwrite.setChecked(True)
