@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
@@ -74,6 +76,9 @@ def command(
 
 
 def _name(source: str) -> str:
-    """Of its file, be that named within an address of GDAL's, and nothing that may hold a password."""
-    files = (Path(part.strip('"')) for part in source.split(":"))
-    return next((file.stem for file in files if file.is_file()), Path(raster_name(source)).stem)
+    """Of its file, be that named within an address, and nothing that may hold a password."""
+    for part in (source, *source.split(":")):
+        if os.path.isfile(part.strip('"')):  # noqa: PTH113 - pathlib's may raise
+            return Path(part.strip('"')).stem
+    address = urlsplit(source.split("?", maxsplit=1)[0])
+    return Path(address.path if address.netloc and address.path.strip("/") else raster_name(source)).stem

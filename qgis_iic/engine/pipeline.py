@@ -264,7 +264,12 @@ def warnings_of(made: Plan, metadata: ModelMetadata) -> Iterator[str]:
         own = max(raster.gsd)
         yield f"{raster.path} has {own:.2f} m pixels; it is resampled to the {metadata.gsd:.2f} m that the model knows."
     dtype = raster.dtype_of(made.reader.bands)
-    if dtype != metadata.dtype:
+    if not made.reader.is_matched:
+        yield (
+            f"{raster.path} holds {dtype} values and the model knows {metadata.dtype}, and next to no data was found "
+            "to bring them to its contrast by: they are taken as they are. Cut the part with data out of it first."
+        )
+    elif dtype != metadata.dtype:
         yield (
             f"{raster.path} holds {dtype} values and the model knows {metadata.dtype}: "
             "each band is brought to the mean and contrast that the model was trained on."

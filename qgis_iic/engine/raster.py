@@ -227,6 +227,6 @@ def _crs_of(dataset: rasterio.DatasetReader, override: str | None) -> pyproj.CRS
         return None
     try:
         crs = pyproj.CRS.from_user_input(text)
-        return crs if crs.is_compound else crs.to_2d()  # heights have no say, and not every format has room for them
+        return crs if crs.is_compound else crs.to_2d()  # not every format has room for an axis of heights
     except pyproj.exceptions.CRSError as error:
         raise SourceUnsuitable(f"The coordinate reference system {text!r} is not known: {error}.") from error

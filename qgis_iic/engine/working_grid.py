@@ -23,6 +23,9 @@ _COARSEST = 4.0
 _SAMPLES, _SAMPLE_SIDE = 8, 256
 """Windows along either side, and their side in pixels, from which a layer's mean and deviation are estimated."""
 
+_FEWEST_VALUES, _MOST_SAMPLES = 4096, 32
+"""Valid pixels with which that is content, and windows along either side with which it ends looking for them."""
+
 _RESAMPLED_AT_ONCE = 4_000_000
 """Source pixels of a band that are held at once while a window is resampled."""
 
@@ -101,6 +104,7 @@ class GridReader:
     Attributes:
         raster, grid, bands: as given.
         gain, offset: per band, float32 [bands]; what the values are multiplied by, and what is added then.
+        is_matched: whether that brings them to the moments; not where no value was found to go by.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class GridReader:
         self.bands = bands
         self.gain = np.ones(len(bands), np.float32)
         self.offset = np.zeros(len(bands), np.float32)
+        self.is_matched = moments is None
         self._moments = moments
         if moments is not None:
             self._match_moments(*moments)
@@ -186,6 +191,7 @@ class GridReader:
         values = self._sample()
         if values.shape[1] == 0:
             return
+        self.is_matched = True
         own_mean = values.mean(axis=1, dtype=np.float64)
         own_std = values.std(axis=1, dtype=np.float64)
         gain = np.asarray(std) / np.where(own_std > 0, own_std, 1.0)
@@ -197,22 +203,21 @@ class GridReader:
         return values[:, valid & values.any(axis=0)]
 
     def _sample(self) -> Floats:
-        """Valid values of windows all over the grid, float32 [bands, n]: of more of them where few hold any."""
+        """Valid values of windows all over the grid, float32 [bands, n]; of more windows where few hold any."""
         count, most = _SAMPLES, (_SAMPLES * _SAMPLE_SIDE) ** 2
         while True:
-            windows = list(self._sample_windows(count))
-            found: list[Floats] = []
-            for index in np.random.default_rng(0).permutation(len(windows)):
-                found.append(self._valid_values(windows[index]))
-                if sum(values.shape[1] for values in found) >= most:
+            found, seen = [], 0
+            for window in self._sample_windows(count):
+                found.append(self._valid_values(window))
+                seen += found[-1].shape[1]
+                if seen >= most:
                     break
-            values = np.concatenate(found, axis=1)
-            if values.shape[1] >= _SAMPLE_SIDE**2 or count * _SAMPLE_SIDE >= max(self.grid.width, self.grid.height):
-                return values
+            if seen >= _FEWEST_VALUES or count == _MOST_SAMPLES:
+                return np.concatenate(found, axis=1)
             count *= 2
 
     def _sample_windows(self, count: int) -> Iterator[Window]:
-        """`count` x `count` windows spread evenly over the grid, fewer where it is small."""
+        """`count` x `count` windows spread evenly over the grid, or as many as it takes to cover it."""
         for row in _spread(self.grid.height, count, _SAMPLE_SIDE):
             for col in _spread(self.grid.width, count, _SAMPLE_SIDE):
                 width, height = min(_SAMPLE_SIDE, self.grid.width - col), min(_SAMPLE_SIDE, self.grid.height - row)
@@ -220,6 +225,6 @@ class GridReader:
 
 
 def _spread(length: int, count: int, side: int) -> list[int]:
-    """Starts of at most `count` spans of `side` pixels, spread evenly over `length` without overlap."""
-    count = max(1, min(count, length // side))
-    return [int(start) for start in np.linspace(0, max(0, length - side), count)]
+    """Starts of at most `count` spans of `side` pixels, spread evenly over `length`: without overlap where few do."""
+    fitting = length // side if count == _SAMPLES else -(-length // side)
+    return [int(start) for start in np.linspace(0, max(0, length - side), max(1, min(count, fitting)))]

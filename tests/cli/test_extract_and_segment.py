@@ -87,6 +87,10 @@ def test_extract_of_two_scenes_makes_two_layers(folder: Path) -> None:
         ("GPKG:/nowhere/{file}:table", "GPKG"),
         ("GPKG:{folder}/scene.tif:table", "scene"),
         ("/vsicurl/https://host/court.tif?user=me&token=a.b.c", "court"),
+        ("https://user:secret@host/a/court.tif?token=a.b", "court"),
+        ("https://user:secret.1@host", "https"),
+        ("gs://bucket/court.tif", "court"),
+        ("<VRTDataset rasterXSize='1'>" + "x" * 300 + "</VRTDataset>", "VRTDataset"),
         ("PG:host=h dbname=gis password=secret.1 table=t", "PG"),
     ],
 )

@@ -369,6 +369,14 @@ def test_clusters_of_the_job_win_over_the_probability(scene: Path, tmp_path: Pat
     assert (provenance["IIC_DECISION"], provenance["IIC_BUILDING_CLUSTERS"]) == ("clusters", "0")
 
 
+def test_a_raster_without_data_to_go_by_is_warned_of(tmp_path: Path, model: Path) -> None:
+    scene = write_raster(tmp_path / "scene.tif", np.zeros((3, 60, 60), np.uint16), nodata=0)
+    found, events = extract(scene, model)
+    assert len(found) == 0
+    (warning,) = (event for event in events if isinstance(event, Warned))
+    assert "next to no data was found" in warning.message
+
+
 def test_a_crs_that_a_geopackage_can_not_hold_is_named_before_the_run(tmp_path: Path, model: Path) -> None:
     scene = write_raster(tmp_path / "scene.tif", town(60, 60, ROOFS), transform=Affine(3e-6, 0, 10, 0, -3e-6, 40))
     turned = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=40 +lon_0=10 +to_meter=0.0174532925199433 +type=crs"

