@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 
 from qgis_iic.cli.run import PATH, absolute, job_options, named_errors, run_job, source_path
 from qgis_iic.protocol.job import Job, Precision, Provider, Source, Window
-from qgis_iic.protocol.names import layer_names, raster_name
+from qgis_iic.protocol.names import layer_names, raster_stem
 
 
 @click.command(short_help="Building polygons of rasters, as GeoPackage layers.")
@@ -52,7 +50,7 @@ def command(
     several rasters, a window applies to each, and the layers are named after the rasters, with LAYER_ in front where
     that is given.
     """
-    names = layer_names([_name(source) for source in sources], layer or "")
+    names = layer_names([raster_stem(source) for source in sources], layer or "")
     job = Job(
         task="extract",
         sources=tuple(
@@ -73,12 +71,3 @@ def command(
     if events == "text":
         for made in result.layers:
             click.echo(f"{made.features} buildings, {made.area:.0f} m2: layer {made.name} of {result.output}")
-
-
-def _name(source: str) -> str:
-    """Of its file, be that named within an address, and nothing that may hold a password."""
-    for part in (source, *source.split(":")):
-        if os.path.isfile(part.strip('"')):  # noqa: PTH113 - pathlib's may raise
-            return Path(part.strip('"')).stem
-    address = urlsplit(source.split("?", maxsplit=1)[0])
-    return Path(address.path if address.netloc and address.path.strip("/") else raster_name(source)).stem

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -51,13 +50,13 @@ def command(
     at the training ground sampling distance, 8 bytes a pixel of three bands. Ends with the error training-collapsed
     where the clusters lose all information.
     """
-    from qgis_iic.protocol.errors import Cancelled
+    from qgis_iic.engine.cancellation import Cancellation
     from qgis_iic.training.config import load_config
     from qgis_iic.training.devices import start
     from qgis_iic.training.train import train
 
-    stopped = threading.Event()
-    on_interrupt(stopped.set)
+    cancellation = Cancellation()
+    on_interrupt(cancellation.request)
     settings = load_config(config, data)
     fabric = start(accelerator, devices, precision, threads)
     with ExitStack() as stack:
@@ -77,8 +76,7 @@ def command(
             bars[0].update(1, measures)
 
         def reading(raster: str) -> None:
-            if stopped.is_set():
-                raise Cancelled("Stopped before the first step.")
+            cancellation.check()
             click.echo(f"Reading {raster}", err=True)
 
         path = train(
@@ -87,14 +85,14 @@ def command(
             fabric,
             resume=resume,
             minutes=math.inf if minutes is None else minutes,
-            stop=stopped.is_set,
+            stop=lambda: cancellation.is_requested,
             report=report,
             reading=reading,
         )
     if fabric.is_global_zero:
         click.echo(f"Checkpoint: {path}")
         click.echo(f"To a model file: iic export {path.parent} --output MODEL.onnx", err=True)
-        if stopped.is_set():
+        if cancellation.is_requested:
             click.echo("It was stopped: --resume goes on.", err=True)
 
 

@@ -23,10 +23,14 @@ class Cancellation:
     def reach(self, callback: Callable[[], None]) -> None:
         """Has `callback` called on a request, at once if there was one already."""
         self._reach.append(callback)
-        if self._requested.is_set():
+        if self.is_requested:
             callback()
+
+    @property
+    def is_requested(self) -> bool:
+        return self._requested.is_set()
 
     def check(self) -> None:
         """Raises Cancelled after a request."""
-        if self._requested.is_set():
+        if self.is_requested:
             raise Cancelled("The run was cancelled; nothing was written.")

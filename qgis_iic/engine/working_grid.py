@@ -225,6 +225,9 @@ class GridReader:
 
 
 def _spread(length: int, count: int, side: int) -> list[int]:
-    """Starts of at most `count` spans of `side` pixels, spread evenly over `length`: without overlap where few do."""
+    """Starts of at most `count` spans of `side` pixels, spread evenly over `length`.
+
+    The first few do not overlap, and leave gaps on an axis that is no multiple of them; more look into these as well.
+    """
     fitting = length // side if count == _SAMPLES else -(-length // side)
     return [int(start) for start in np.linspace(0, max(0, length - side), max(1, min(count, fitting)))]

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 _NO_FILE = re.compile(r"/vsi|[A-Za-z]{2,}:|<")
 """Begin of `/vsizip/...`, `GPKG:...`, `<VRTDataset>` and the like, but not of `C:\\...`."""
@@ -25,6 +26,18 @@ def raster_name(path: str) -> str:
     if names_a_file(path) or path.startswith("/vsi"):
         return Path(path.split("?", maxsplit=1)[0]).name
     return re.split(r"[:<>\s]", path.lstrip("<"), maxsplit=1)[0]
+
+
+def raster_stem(path: str) -> str:
+    """What a layer made of a source is called: its file's name without ending, be that within an address of GDAL's.
+
+    Like `raster_name` it holds nothing that may be a password.
+    """
+    for part in (path, *path.split(":")):
+        if os.path.isfile(part.strip('"')):  # noqa: PTH113 - pathlib's may raise
+            return Path(part.strip('"')).stem
+    address = urlsplit(path.split("?", maxsplit=1)[0])
+    return Path(address.path if address.netloc and address.path.strip("/") else raster_name(path)).stem
 
 
 def without_secrets(path: str) -> str:

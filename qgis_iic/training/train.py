@@ -284,11 +284,11 @@ def _check_folder(config: TrainingConfig, run: Path, resume: bool, fabric: Fabri
             found = TrainingConfig.from_record(checkpoint.config)
             if found.seeds[0] not in config.seeds or _comparable(found) != _comparable(config):
                 raise JobInvalid(f"{folder} was begun with another configuration. Begin a new run, or use that one's.")
-            begun_with = checkpoint.precision, checkpoint.processes or fabric.world_size
-            if begun_with != (fabric.strategy.precision.precision, fabric.world_size):
+            precision, processes = checkpoint.precision, checkpoint.processes or fabric.world_size
+            if (precision, processes) != (fabric.strategy.precision.precision, fabric.world_size):
                 raise JobInvalid(
                     f"{folder} was begun with another precision or number of devices, and would become another model. "
-                    "Go on with --precision {} --devices {}.".format(*begun_with)
+                    f"Go on with --precision {precision} --devices {processes}."
                 )
         return
     if begun:

@@ -16,13 +16,13 @@ import pytest
 import rasterio
 from click.testing import CliRunner
 
-from qgis_iic.cli.extract import _name
 from qgis_iic.cli.main import COMMANDS, main
 from qgis_iic.engine import pipeline
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.protocol.errors import Cancelled, JobInvalid, LayerExists, OutputNotWritable, SourceNotFound
 from qgis_iic.protocol.events import Emit, Result
 from qgis_iic.protocol.job import Job
+from qgis_iic.protocol.names import raster_stem
 from tests import sample_job
 
 
@@ -95,7 +95,7 @@ def test_extract_of_two_scenes_makes_two_layers(folder: Path) -> None:
     ],
 )
 def test_layers_are_named_after_files_and_tell_no_secrets(folder: Path, source: str, name: str) -> None:
-    assert _name(source.format(file="x", folder=folder)) == name
+    assert raster_stem(source.format(file="x", folder=folder)) == name
 
 
 def test_a_name_in_another_encoding_is_named(folder: Path) -> None:

@@ -101,12 +101,13 @@ class ExtractBuildings(EngineAlgorithm):
     ) -> bool:
         prepared = super().prepareAlgorithm(parameters, context, feedback)
         if context.project() is not None and self.parameterAsBool(parameters, OVERWRITE, context):
-            # Edits are kept by the numbers of features, which in the new layer are other buildings.
             names = self._names(parameters, context, self._readings)
-            for layer in shown_layers(context.project(), self.outputPath(parameters, context), names):
-                if layer.isModified():
-                    text = tr("{name} has edits that are not saved. Save or discard them before it is replaced.")
-                    raise as_exception(OutputNotWritable(text.format(name=layer.name())), feedback)
+            shown = _shown_layers(context.project(), self.outputPath(parameters, context), names)
+            # Edits are kept by the numbers of features, which in the new layer are other buildings.
+            edited = next((layer.name() for layer in shown if layer.isModified()), None)
+            if edited is not None:
+                text = tr("{name} has edits that are not saved. Save or discard them before it is replaced.")
+                raise as_exception(OutputNotWritable(text.format(name=edited)), feedback)
         return prepared
 
     def job(self, parameters: dict[str, Any], context: QgsProcessingContext, readings: list[Reading]) -> Job:
@@ -226,13 +227,13 @@ class ExtractBuildings(EngineAlgorithm):
         self.addOutput(QgsProcessingOutputNumber(AREA, tr("Area of all buildings [m²]")))
 
 
-def shown_layers(project: QgsProject, path: Path, names: Collection[str]) -> Iterator[QgsVectorLayer]:
-    """The layers of a project that show tables of these names in a GeoPackage."""
+def _shown_layers(project: QgsProject, path: Path, names: Collection[str]) -> Iterator[QgsVectorLayer]:
+    """The layers of a project that show tables of these names in a GeoPackage, or its only one without naming it."""
     for layer in project.mapLayers().values():
         if isinstance(layer, QgsVectorLayer) and layer.providerType() == "ogr":
             parts = QgsProviderRegistry.instance().decodeUri("ogr", layer.source())
             same = os.path.normcase(Path(parts.get("path") or "").absolute()) == os.path.normcase(path)
-            if same and (parts.get("layerName") or next(iter(names))) in names:
+            if same and (parts.get("layerName") in names or not parts.get("layerName")):
                 yield layer
 
 
