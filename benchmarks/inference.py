@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -40,7 +41,7 @@ from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Window
 from qgis_iic.engine.vectorization import building_mask
-from qgis_iic.protocol.events import Result, Started
+from qgis_iic.protocol.events import Event, Result, Started
 from qgis_iic.protocol.job import Job, Source
 from qgis_iic.protocol.model_metadata import IMAGE_INPUT, OUTPUTS
 
@@ -184,8 +185,10 @@ def measured(arguments: argparse.Namespace, providers: list[str], folder: Path) 
 
 def child(facts: dict[str, Any]) -> dict[str, Any]:
     print(facts, file=sys.stderr)
-    command = [sys.executable, __file__, "--row", json.dumps(facts)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    # Not this file by its name: the processes that a run starts would each load it, and what it imports, again.
+    command = [sys.executable, "-c", "from inference import main; main()", "--row", json.dumps(facts)]
+    folder = Path(__file__).parent
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
     record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(record, file=sys.stderr)  # what is measured by now, even if the rest never is
     return record
@@ -358,7 +361,15 @@ def extracted(job: Job) -> tuple[Result, int]:
     """Does the job into a new file; also the number of its tiles."""
     Path(job.output).unlink(missing_ok=True)
     tiles: list[int] = []
-    result = run(job, lambda event: tiles.append(event.tiles) if isinstance(event, Started) else None, Cancellation())
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Started):
+            tiles.append(event.tiles)
+        for child in multiprocessing.active_children():
+            PEAKS[child.pid] = resident_peak(child.pid)
+
+    PEAKS.clear()
+    result = run(job, emit, Cancellation())
     return result, tiles[0]
 
 
@@ -377,12 +388,24 @@ def best(task: Callable[[], object], times: int) -> float:
     return min(taken[1:])
 
 
+PEAKS: dict[int | None, float] = {}
+"""Of the processes that the latest run started, by their numbers, in MB; as of its last progress."""
+
+
 def peak_memory() -> float:
-    """Largest resident set of this process so far, in MB.
+    """Largest resident sets so far of this process and of those that its latest run started, added up, in MB.
+
+    What several of them share, such as libraries, is counted for each.
+    """
+    return resident_peak("self") + sum(PEAKS.values())
+
+
+def resident_peak(process: int | str | None) -> float:
+    """Largest resident set of a process so far, in MB.
 
     What `resource` says includes that of the process that started this one, before it became a program of its own.
     """
-    status = dict(line.split(":", 1) for line in _lines(Path("/proc/self/status")))
+    status = dict(line.split(":", 1) for line in _lines(Path(f"/proc/{process}/status")))
     return int(status["VmHWM"].split()[0]) * 1024 / 1e6 if status else float("nan")
 
 

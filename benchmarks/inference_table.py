@@ -42,8 +42,8 @@ def _extractions(record: dict[str, Any]) -> list[str]:
         "",
         "Full width: `models/iic_rgb.onnx`; quarter width: `models/iic_rgb_small.onnx`. Session alone: one tile, on a "
         "GPU a batch of them, again and again, times the number of tiles. Stages work at the same time, and beside a "
-        "GPU some of them on several threads, whose seconds add up. Both shares are of the time without loading the "
-        "model.",
+        "GPU some of them on several threads or in several processes, whose seconds add up, as does the memory of the "
+        "processes. Both shares are of the time without loading the model.",
         "",
         "| network | on | Mpx | tiles | seen twice | s | Mpx/s | load | read | network | vectorize | write "
         "| share in the session | / session alone | G op/s | of the peak | MB |",

@@ -46,6 +46,7 @@ def _main(arguments: list[str]) -> int:
     return main(arguments, work)
 
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):  # the latter in processes that the engine starts
     _load_package()
+if __name__ == "__main__":
     sys.exit(_main(sys.argv[1:]))

@@ -11,7 +11,7 @@ from affine import Affine
 from rasterio.windows import Window as RasterioWindow
 
 from qgis_iic.engine.outputs import write_errors
-from qgis_iic.engine.stitching import Strip
+from qgis_iic.engine.strip import Strip
 from qgis_iic.engine.tiling import Window
 from qgis_iic.engine.working_grid import WorkingGrid
 from qgis_iic.protocol.errors import DiskFull, OutputExists, OutputIsOtherKind, OutputNotWritable

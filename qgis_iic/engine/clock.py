@@ -1,6 +1,7 @@
 """How long each stage of a run took.
 
-Stages work at the same time, and some of them on several threads, so that they add up to more than the whole.
+Stages work at the same time, and some of them on several threads or processes, so that they add up to more than the
+whole.
 """
 
 from __future__ import annotations
@@ -8,15 +9,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 class Clock:
-    """Adds up the wall time of named stages, on all threads.
+    """Adds up the wall time of named stages, on all threads; that of other processes is to be added.
 
     Attributes:
         seconds: by stage.
@@ -38,8 +40,11 @@ class Clock:
         try:
             yield
         finally:
-            with self._lock:
-                self.seconds[name] += time.perf_counter() - start
+            self.add(name, time.perf_counter() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        with self._lock:
+            self.seconds[name] += seconds
 
     def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
         """The same items, with the time that making them takes counted to a stage."""
@@ -51,3 +56,10 @@ class Clock:
             if item is end:
                 return
             yield item  # type: ignore[misc]  # the end is none of them
+
+
+def timed(function: Callable[[Item], Answer], item: Item) -> tuple[float, Answer]:
+    """What the function makes of the item, and the seconds that it takes, wherever it is done."""
+    begun = time.perf_counter()
+    answer = function(item)
+    return time.perf_counter() - begun, answer

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
+import queue
+import signal
+import traceback
 from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from qgis_iic.protocol.errors import OutOfMemory
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -29,27 +38,147 @@ def made_ahead(items: Generator[Item, None, None], count: int = 1) -> Generator[
             maker.shutdown(cancel_futures=True)
 
 
-def mapped(
-    function: Callable[[Item], Answer], items: Generator[Item, None, None], workers: int
-) -> Generator[Answer, None, None]:
-    """What `function` makes of each item, in the order of the items, `workers` of them at work at the same time.
+@dataclass(frozen=True)
+class Workers:
+    """What a stage hands its items to: `count` threads, or processes that these wait for.
 
-    The items are made here, as many ahead as there are workers; with one, all is done here and nothing ahead. What the
-    function raises is raised here, when the item's turn comes. Closing waits for the items that are at work and closes
-    `items`.
+    Attributes:
+        executor: of the threads.
+        count: of them.
+        call: what a thread does with a function and an item.
+    """
+
+    executor: Executor
+    count: int
+    call: Callable[[Callable[[Any], Any], Any], Any] = lambda function, item: function(item)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[Workers | None]:
+    """So many threads, or None for one: that of the caller."""
+    if count == 1:
+        yield None
+        return
+    with ThreadPoolExecutor(count) as executor:
+        yield Workers(executor, count)
+
+
+@contextmanager
+def processes(count: int, *modules: str) -> Iterator[Workers | None]:
+    """So many processes, or None for one: that of the caller. They begin at once, and end with this one in any case.
+
+    For what holds Python's lock most of the time, so that threads would do it in turn. What they are given, and give
+    back, is pickled; `modules` are imported first.
+
+    Each has a pipe of its own: where one of several that share a queue is killed, the others may wait for ever.
+
+    Raises:
+        OutOfMemory: one of them has ended, in the body of the `with`.
+        RuntimeError: a function raised something, whose traceback is the message.
+    """
+    if count == 1:
+        yield None
+        return
+    free = queue.SimpleQueue[_Process]()
+
+    def call(function: Callable[[Any], Any], item: Any) -> Any:
+        process = free.get()
+        try:
+            return process.call(function, item)
+        finally:
+            free.put(process)
+
+    started: list[_Process] = []
+    with ThreadPoolExecutor(count) as executor:
+        try:
+            for _ in range(count):
+                started.append(_Process(modules))
+                free.put(started[-1])
+            yield Workers(executor, count, call)
+        finally:
+            for process in started:
+                process.kill()  # what waits for it goes on, and ends
+
+
+class _Process:
+    """One that does what it is sent, see `processes`."""
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        # Started anew on every system: a copy of a process that has threads, and a GPU, may hang.
+        context = multiprocessing.get_context("spawn")
+        self._connection, end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(end, modules), daemon=True)
+        with _signals_blocked():
+            self._process.start()
+        end.close()
+
+    def call(self, function: Callable[[Any], Any], item: Any) -> Any:
+        try:
+            self._connection.send((function, item))
+            done, answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise OutOfMemory(
+                "A process that helps with the outlines of buildings has ended, most likely because memory ran out. "
+                "Close other programs, or run on a part of the raster."
+            ) from error
+        if not done:
+            raise RuntimeError(answer)
+        return answer
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """What begins meanwhile never sees an interrupt and the like: they are the business of who began it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(connection: Connection, modules: Sequence[str]) -> None:
+    """What a process does until the other end of its pipe is closed, as it is if the one that began it is killed."""
+    for module in modules:
+        importlib.import_module(module)
+    with suppress(EOFError, OSError, MemoryError):
+        while True:
+            function, item = connection.recv()
+            try:
+                answer = True, function(item)
+            except MemoryError:
+                raise
+            except Exception:
+                answer = False, traceback.format_exc()
+            connection.send(answer)
+
+
+def mapped(
+    function: Callable[[Item], Answer], items: Generator[Item, None, None], workers: Workers | None
+) -> Generator[Answer, None, None]:
+    """What `function` makes of each item, in the order of the items, all workers at work at the same time.
+
+    The items are made here, as many ahead as there are workers; without any, all is done here and nothing ahead. What
+    the function raises is raised here, when the item's turn comes. Closing waits for the items that are at work and
+    closes `items`.
     """
     with closing(items):
-        if workers == 1:
+        if workers is None:
             yield from map(function, items)
             return
-        with ThreadPoolExecutor(max_workers=workers) as pool:
-            coming: deque[Future[Answer]] = deque()
-            try:
-                for item in items:
-                    coming.append(pool.submit(function, item))
-                    if len(coming) > workers:
-                        yield coming.popleft().result()
-                while coming:
+        coming: deque[Future[Answer]] = deque()
+        try:
+            for item in items:
+                coming.append(workers.executor.submit(workers.call, function, item))
+                if len(coming) > workers.count:
                     yield coming.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            wait([future for future in coming if not future.cancel()])

@@ -18,21 +18,22 @@ import rasterio
 from qgis_iic import __version__
 from qgis_iic.engine import class_raster, geopackage
 from qgis_iic.engine.cancellation import Cancellation
-from qgis_iic.engine.clock import Clock
+from qgis_iic.engine.clock import Clock, timed
 from qgis_iic.engine.crs import is_on_earth
 from qgis_iic.engine.footprints import FootprintFile, footprints
 from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import allow_many_files, check_is_no_source, scratch_folder, write_errors
-from qgis_iic.engine.overlap import made_ahead, mapped
+from qgis_iic.engine.overlap import Workers, made_ahead, mapped, processes
 from qgis_iic.engine.progress import RunProgress
 from qgis_iic.engine.providers import LARGEST_BLOCK, reserve_memory
 from qgis_iic.engine.raster import Raster, open_raster
 from qgis_iic.engine.session import Session, bytes_per_pixel
-from qgis_iic.engine.stitching import Planes, Strip, strips
+from qgis_iic.engine.stitching import strips
+from qgis_iic.engine.strip import Planes, Strip
 from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
 from qgis_iic.engine.vectorization import Components, Vectorizer
 from qgis_iic.engine.working_grid import GridReader, working_grid
-from qgis_iic.protocol.errors import ModelNotMatched
+from qgis_iic.protocol.errors import ModelNotMatched, OutOfMemory
 from qgis_iic.protocol.events import Emit, Layer, Result, Started, Warned
 from qgis_iic.protocol.job import Job, Source
 from qgis_iic.protocol.model_metadata import ModelMetadata
@@ -57,7 +58,10 @@ _PER_STRIP_PIXEL = 3 * 3 + 12
 traced."""
 
 _MOST_WORKERS = 8
-"""Threads beside a GPU that read tiles, as many that trace outlines, and as many that make footprints."""
+"""Threads beside a GPU that read tiles, and as many processes that trace outlines and make footprints."""
+
+_PIXELS_OF_PROCESS = 4_000_000
+"""Of a source, for each process: tracing so many takes half as long as a process takes to begin."""
 
 _LARGEST_TILE = 2
 """Times the model's own side, of a square one, where the job does not say how much memory there is: still larger tiles
@@ -167,10 +171,10 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
     # On a GPU the network takes none of this memory.
     tile_size = job.tile_size or (None if session.on_cpu else session.metadata.tile_size)
     allow_many_files()
-    with scratch_folder(job) as scratch, ExitStack() as rasters:
+    with scratch_folder(job) as scratch, ExitStack() as resources:
         plans = [
             plan(
-                rasters.enter_context(open_raster(source.path, source.crs)),
+                resources.enter_context(open_raster(source.path, source.crs)),
                 source,
                 session.metadata,
                 tile_size,
@@ -185,13 +189,20 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
             for each in plans:
                 geopackage.check_crs(each.raster)
         cache = max(_CACHE_SHARE * (job.memory or _MEMORY) * 1e6, *(each.decoded_bytes for each in plans))
-        rasters.enter_context(rasterio.Env(GDAL_CACHEMAX=int(cache)))
+        resources.enter_context(rasterio.Env(GDAL_CACHEMAX=int(cache)))
         emit(Started(session.provider, str(session.path), sum(each.tiles for each in plans)))
         for warning in (text for each in plans for text in warnings_of(each, session.metadata)):
             emit(Warned(warning))
         progress = RunProgress(sum(each.tiles for each in plans), clock, emit, cancellation)
-        work = _extract if job.task == "extract" else _segment
-        layers = work(job, session, plans, scratch, clock, progress)
+        if job.task == "segment":
+            layers = _segment(job, session, plans, scratch, clock, progress)
+        else:
+            tracers = resources.enter_context(processes(_tracers(session, plans), footprints.__module__))
+            try:
+                layers = _extract(job, session, plans, scratch, clock, progress, tracers)
+            except OutOfMemory:
+                progress.check()  # what ends the run may have ended a process first
+                raise
     return Result(job.output, layers, {**clock.seconds, "total": clock.elapsed})
 
 
@@ -228,8 +239,14 @@ def _batches_ahead(session: Session, made: Plan, memory: int | None) -> int:
 
 
 def _workers(session: Session) -> int:
-    """Threads for a stage that can use several. On a CPU the network is busy with all cores as it is."""
+    """Of a stage that can use several. On a CPU the network is busy with all cores as it is."""
     return 1 if session.on_cpu else min(_MOST_WORKERS, os.cpu_count() or 1)
+
+
+def _tracers(session: Session, plans: list[Plan]) -> int:
+    """Processes for what comes after the network."""
+    pixels = max(made.window.width * made.window.height for made in plans)
+    return max(1, min(_workers(session), pixels // _PIXELS_OF_PROCESS))
 
 
 def answer(session: Session, made: Plan, advance: Callable[[int], None] = lambda _: None) -> Planes:
@@ -307,26 +324,29 @@ def _segment(
 
 
 def _extract(
-    job: Job, session: Session, plans: list[Plan], scratch: Path, clock: Clock, progress: RunProgress
+    job: Job,
+    session: Session,
+    plans: list[Plan],
+    scratch: Path,
+    clock: Clock,
+    progress: RunProgress,
+    tracers: Workers | None,
 ) -> tuple[Layer, ...]:
     layers = []
     deciding = None if session.decision == "probability" else session.building_clusters or ()
     for number, (source, made) in enumerate(zip(job.sources, plans, strict=True)):
         smallest = _SPECK * job.min_area / made.reader.pixel_area
-        vectorizer = Vectorizer(deciding, smallest, _workers(session))
+        vectorizer = Vectorizer(deciding, smallest, tracers)
         with write_errors(Path(job.output)):
             found = FootprintFile(scratch / f"footprints{number}.wkb", made.raster.crs)
         with (
             _strips(job, session, made, clock, progress) as answered,
             closing(
-                mapped(
-                    partial(_footprints, made=made, job=job, clock=clock),
-                    _components(vectorizer, answered, clock),
-                    1 if job.regularise else _workers(session),  # the library is Python, and warns
-                )
+                mapped(partial(timed, _footprints(made, job)), _components(vectorizer, answered, clock), tracers)
             ) as tables,
         ):
-            for table in tables:
+            for seconds, table in tables:
+                clock.add("vectorize", seconds)
                 with write_errors(Path(job.output)), clock.stage("write"):
                     found.add(table)
         if vectorizer.cut_off:
@@ -355,18 +375,18 @@ def _components(vectorizer: Vectorizer, answered: Iterator[Strip], clock: Clock)
     yield rest
 
 
-def _footprints(components: Components, made: Plan, job: Job, clock: Clock) -> geopandas.GeoDataFrame:
+def _footprints(made: Plan, job: Job) -> Callable[[Components], geopandas.GeoDataFrame]:
+    """Makes those of a source's components, in any process."""
     grid = made.reader.grid
-    with clock.stage("vectorize"):
-        return footprints(
-            components,
-            grid.transform,
-            made.raster.crs,
-            about=grid.transform @ (grid.width / 2, grid.height / 2),
-            min_area=job.min_area,
-            max_hole_area=job.max_hole_area,
-            regularise=made.pixel if job.regularise else None,
-        )
+    return partial(
+        footprints,
+        transform=grid.transform,
+        crs=made.raster.crs,
+        about=grid.transform @ (grid.width / 2, grid.height / 2),
+        min_area=job.min_area,
+        max_hole_area=job.max_hole_area,
+        regularise=made.pixel if job.regularise else None,
+    )
 
 
 def _provenance(job: Job, session: Session, made: Plan) -> dict[str, str]:

@@ -37,7 +37,9 @@ def main(arguments: list[str], work: Work) -> int:
 
     cancellation = Cancellation()
     signal.signal(signal.SIGTERM, lambda *_: cancellation.request())
-    threading.Thread(target=_watch_standard_input, args=(cancellation,), daemon=True).start()
+    orders = _claim_standard_input()
+    if orders is not None:
+        threading.Thread(target=_watch, args=(orders, cancellation), daemon=True).start()
     try:
         job = _read_job(arguments)
         emit(_run(work, job, emit, cancellation))
@@ -79,13 +81,22 @@ def _claim_standard_output() -> TextIO:
     return events
 
 
-def _watch_standard_input(cancellation: Cancellation) -> None:
-    """Cancels on the line `cancel`, and where standard input is a pipe also at its end: then the parent is gone."""
+def _claim_standard_input() -> TextIO | None:
+    """Standard input for the orders alone, if there is any: another process that has it, too, may wait for its end."""
     if sys.stdin is None:
-        return
-    for line in sys.stdin:
+        return None
+    orders = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8", errors="replace")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, sys.stdin.fileno())
+    os.close(nothing)
+    return orders
+
+
+def _watch(orders: TextIO, cancellation: Cancellation) -> None:
+    """Cancels on the line `cancel`, and where they come through a pipe also at its end: then the parent is gone."""
+    for line in orders:
         if line.strip() == _CANCEL:
             cancellation.request()
             return
-    if stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode):
+    if stat.S_ISFIFO(os.fstat(orders.fileno()).st_mode):
         cancellation.request()

@@ -9,30 +9,15 @@ from itertools import groupby
 from operator import attrgetter
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qgis_iic.engine.clock import Clock
-from qgis_iic.engine.overlap import made_ahead, mapped
+from qgis_iic.engine.overlap import made_ahead, mapped, threads
 from qgis_iic.engine.raster import Floats, Mask
 from qgis_iic.engine.session import Session
+from qgis_iic.engine.strip import Planes, Strip
 from qgis_iic.engine.tiling import Tile, Window
 from qgis_iic.engine.working_grid import GridReader
 from qgis_iic.protocol.model_metadata import NODATA, OUTPUTS
-
-Planes = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Strip:
-    """The answer for one row of tiles, as wide as the window that was asked for.
-
-    Attributes:
-        window: in working pixels.
-        planes: uint8 [3, height, width]: cluster, class, building probability (0 to 254); 255 where there is no data.
-    """
-
-    window: Window
-    planes: Planes
 
 
 def strips(
@@ -108,7 +93,10 @@ def _read(
                 values[:, ~valid] = mean
         return values, valid
 
-    with closing(mapped(read, (tile for row in rows for tile in row), workers)) as tiles_read:
+    with (
+        threads(workers) as readers,
+        closing(mapped(read, (tile for row in rows for tile in row), readers)) as tiles_read,
+    ):
         for row in rows:
             batch = empty_batch(row)
             for tile, (values, valid) in zip(row, tiles_read, strict=False):  # which go on in the next row

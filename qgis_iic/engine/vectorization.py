@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import shapely
@@ -23,8 +24,8 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
-from qgis_iic.engine.overlap import mapped
-from qgis_iic.engine.stitching import Planes, Strip
+from qgis_iic.engine.overlap import Workers, mapped
+from qgis_iic.engine.strip import Planes, Strip
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA, PROBABILITY_SCALE
 
@@ -62,7 +63,7 @@ def building_mask(planes: Planes, building_clusters: Sequence[int] | None) -> Ma
     """Where a building is, bool [height, width]; never where there is no data.
 
     Args:
-        planes: uint8 [3, height, width], see `stitching.Strip`.
+        planes: uint8 [3, height, width], see `strip.Strip`.
         building_clusters: cluster numbers that are buildings; None where the probability decides.
     """
     clusters, _, probability = planes
@@ -96,6 +97,10 @@ class Components:
     def __len__(self) -> int:
         return len(self.polygons)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """For pickling: outlines go from process to process as WKB; one by one they take several times as long."""
+        return _components_of_wkb, (shapely.to_wkb(self.polygons), self.cluster, self.pixels, self.confidence)
+
     @classmethod
     def joined(cls, parts: Sequence[Components]) -> Components:
         """All of at least one."""
@@ -105,6 +110,12 @@ class Components:
             np.concatenate([part.pixels for part in parts]),
             np.concatenate([part.confidence for part in parts]),
         )
+
+
+def _components_of_wkb(
+    polygons: NDArray[np.object_], cluster: Ints, pixels: Ints, confidence: NDArray[np.float64]
+) -> Components:
+    return Components(shapely.from_wkb(polygons), cluster, pixels, confidence)
 
 
 @dataclass(frozen=True)
@@ -142,13 +153,15 @@ class Vectorizer:
     Args:
         building_clusters: cluster numbers that are buildings; None where the probability decides.
         smallest: components whose outline has fewer pixels inside, holes counted, are left out.
-        workers: threads, each of which takes a part of a strip.
+        workers: each takes a part of a strip; None where there is no one else.
 
     Attributes:
         cut_off: how many components were cut off so far, see the module.
     """
 
-    def __init__(self, building_clusters: Sequence[int] | None, smallest: float = 0, workers: int = 1) -> None:
+    def __init__(
+        self, building_clusters: Sequence[int] | None, smallest: float = 0, workers: Workers | None = None
+    ) -> None:
         self._building_clusters = building_clusters
         self._smallest = smallest
         self._workers = workers
@@ -172,11 +185,11 @@ class Vectorizer:
         stop = 0
         while stop < window.height:
             # What is open may have to be cut off below the last of them: where that is near, one goes alone.
-            workers = self._workers if len(self._waiting[0].corners) < _MOST_CORNERS / 2 else 1
-            start, stop = stop, min(stop + workers * step, window.height)
-            parts = self._masked(strip, range(start, stop, step), step)
-            with closing(mapped(self._cut, parts, workers)) as cut:
-                for components, part in cut:
+            workers = self._workers if len(self._waiting[0].corners) < _MOST_CORNERS / 2 else None
+            start, stop = stop, min(stop + _count(workers) * step, window.height)
+            cut = partial(_cut, building_clusters=self._building_clusters, smallest=self._smallest)
+            with closing(mapped(cut, self._parts(strip, range(start, stop, step), step), workers)) as parts:
+                for components, part in parts:
                     complete.append(components)
                     self._waiting.append(part)
                     left, *added = self._waiting
@@ -198,20 +211,15 @@ class Vectorizer:
     def _are_many(self, complete: Sequence[Components]) -> bool:
         """Whether they are better handed on, several of which may be used at the same time."""
         coordinates = sum(shapely.get_num_coordinates(each.polygons).sum() for each in complete)
-        return bool(coordinates > _MOST_CORNERS / self._workers)
+        return bool(coordinates > _MOST_CORNERS / _count(self._workers))
 
-    def _masked(self, strip: Strip, starts: Iterable[int], step: int) -> Generator[tuple[Mask, Strip], None, None]:
-        """Parts of `step` rows from each of `starts` on, with the building mask of the last row before and of them."""
+    def _parts(self, strip: Strip, starts: Iterable[int], step: int) -> Generator[tuple[Mask, Strip], None, None]:
+        """Parts of `step` rows from each of `starts` on, with the building mask of the last row before."""
+        window = strip.window
         for start in starts:
             planes = strip.planes[:, start : start + step]
-            mask = np.concatenate([self._last_row[None], building_mask(planes, self._building_clusters)])
-            self._last_row = mask[-1]
-            window = strip.window
-            yield mask, Strip(Window(window.col, window.row + start, window.width, planes.shape[1]), planes)
-
-    def _cut(self, masked: tuple[Mask, Strip]) -> tuple[Components, _Part]:
-        mask, part = masked
-        return _cut(mask, part.planes, part.window.col, part.window.row, self._smallest)
+            yield self._last_row, Strip(Window(window.col, window.row + start, window.width, planes.shape[1]), planes)
+            self._last_row = building_mask(planes[:, -1:], self._building_clusters)[0]
 
     def _join(self) -> Components:
         components, left = _joined(self._waiting, self._smallest)
@@ -238,20 +246,27 @@ class Vectorizer:
         return self._join()
 
 
+def _count(workers: Workers | None) -> int:
+    return 1 if workers is None else workers.count
+
+
 def _nothing(width: int) -> _Part:
     row = np.zeros(width, np.int32)
     return _Part(row, row, np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, 1), np.int64), np.zeros(0))
 
 
-def _cut(mask: Mask, planes: Planes, col: int, row: int, smallest: float) -> tuple[Components, _Part]:
+def _cut(
+    part_of_strip: tuple[Mask, Strip], building_clusters: Sequence[int] | None, smallest: float
+) -> tuple[Components, _Part]:
     """Components within some rows, and what reaches beyond them.
 
     Args:
-        mask: bool [height + 1, width], of the last row before and of the rows.
-        planes: uint8 [3, height, width], of the rows.
-        col, row: where they begin.
-        smallest: see `Vectorizer`.
+        part_of_strip: the building mask of the last row before, bool [width], and the rows.
+        building_clusters, smallest: see `Vectorizer`.
     """
+    last_row, rows = part_of_strip
+    planes, col, row = rows.planes, rows.window.col, rows.window.row
+    mask = np.concatenate([last_row[None], building_mask(planes, building_clusters)])
     inside = np.zeros((mask.shape[0], mask.shape[1] + 2), np.uint8)
     inside[:, 1:-1] = mask
     labels = np.empty(inside.shape, np.int32)

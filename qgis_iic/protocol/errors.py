@@ -101,7 +101,7 @@ class ProviderUnavailable(IicError):
 
 
 class OutOfMemory(IicError):
-    """The network does not fit into the memory of the device, even with one tile at a time."""
+    """Not even one tile fits into the memory of the device, or a process has been ended for want of memory."""
 
     code = "out-of-memory"
     exit_status = 31

@@ -117,7 +117,8 @@ class OptimisationConfig:
         jitter: strength of the photometric jitter, see `pairs.jitter_colours`.
         least_usable: share of a chip's pixels that must be usable for it to be drawn.
         checkpoint_minutes: time between checkpoints.
-        collapse_patience: steps in a row without information that end the training.
+        collapse_patience: steps in a row without information that end the training; the runs of models/ablations.toml
+            begin with 46 at most.
     """
 
     steps: int = 1500
@@ -127,7 +128,7 @@ class OptimisationConfig:
     jitter: float = 0.1
     least_usable: float = 0.25
     checkpoint_minutes: float = 3.0
-    collapse_patience: int = 200
+    collapse_patience: int = 75
 
     def __post_init__(self) -> None:
         for name in ("steps", "chips", "learning_rate", "collapse_patience", "checkpoint_minutes"):

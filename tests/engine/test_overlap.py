@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing
 
 import pytest
 
-from qgis_iic.engine.overlap import made_ahead, mapped
+from qgis_iic.engine.overlap import Workers, made_ahead, mapped, processes, threads
+from qgis_iic.protocol.errors import OutOfMemory
+
+Kind = Callable[[int], AbstractContextManager[Workers | None]]
 
 
 def test_items_come_in_order() -> None:
@@ -73,22 +81,24 @@ def test_nothing_goes_on_after_closing() -> None:
         finally:
             closed.set()
 
-    threads = threading.active_count()
+    before = threading.active_count()
     with closing(made_ahead(items())) as ahead:
         next(ahead)
     assert made in ([0], [0, 1])
     assert closed.is_set()
-    assert threading.active_count() == threads
+    assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_answers_come_in_the_order_of_their_items(workers: int) -> None:
-    def slower_when_early(number: int) -> int:
-        time.sleep((20 - number) / 2000)
-        return -number
+def slower_when_early(number: int) -> int:
+    time.sleep((20 - number) / 2000)
+    return -number
 
-    assert list(mapped(slower_when_early, (number for number in range(20)), workers)) == [-n for n in range(20)]
-    assert list(mapped(slower_when_early, (number for number in range(0)), workers)) == []
+
+@pytest.mark.parametrize(("kind", "count"), [(threads, 1), (threads, 3), (processes, 1), (processes, 2)])
+def test_answers_come_in_the_order_of_their_items(kind: Kind, count: int) -> None:
+    with kind(count) as workers:
+        assert list(mapped(slower_when_early, (number for number in range(20)), workers)) == [-n for n in range(20)]
+        assert list(mapped(slower_when_early, (number for number in range(0)), workers)) == []
 
 
 def test_several_are_at_work_together_and_no_more_than_that_wait() -> None:
@@ -104,18 +114,22 @@ def test_several_are_at_work_together_and_no_more_than_that_wait() -> None:
         together.wait()  # breaks unless three are at it
         return number
 
-    with closing(mapped(work, items(), 3)) as answers:
+    with threads(3) as workers, closing(mapped(work, items(), workers)) as answers:
         assert next(answers) == 0
         assert made == [0, 1, 2, 3]
         assert list(answers) == list(range(1, 9))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_an_error_comes_in_the_turn_of_its_item(workers: int) -> None:
-    answers = mapped(lambda number: 6 // number, (number for number in (3, 2, 0, 1)), workers)
-    assert [next(answers), next(answers)] == [2, 3]
-    with pytest.raises(ZeroDivisionError):
-        next(answers)
+@pytest.mark.parametrize(
+    ("kind", "count", "error"),
+    [(threads, 1, ZeroDivisionError), (threads, 3, ZeroDivisionError), (processes, 2, RuntimeError)],
+)
+def test_an_error_comes_in_the_turn_of_its_item(kind: Kind, count: int, error: type[Exception]) -> None:
+    with kind(count) as workers:
+        answers = mapped((6).__floordiv__, (number for number in (3, 2, 0, 1)), workers)
+        assert [next(answers), next(answers)] == [2, 3]
+        with pytest.raises(error, match="zero"):
+            next(answers)
 
 
 def test_no_worker_goes_on_after_closing() -> None:
@@ -127,8 +141,71 @@ def test_no_worker_goes_on_after_closing() -> None:
         finally:
             closed.set()
 
-    threads = threading.active_count()
-    with closing(mapped(abs, items(), 3)) as answers:
+    before = threading.active_count()
+    with threads(3) as workers, closing(mapped(abs, items(), workers)) as answers:
         next(answers)
     assert closed.is_set()
-    assert threading.active_count() == threads
+    assert threading.active_count() == before
+
+
+def test_closing_waits_for_the_items_at_work() -> None:
+    """What they use, a raster say, may be gone thereafter."""
+    at_work: list[int] = []
+
+    def work(number: int) -> int:
+        at_work.append(number)
+        time.sleep(0.05)
+        at_work.remove(number)
+        return number
+
+    with threads(3) as workers:
+        answers = mapped(work, (number for number in range(100)), workers)
+        next(answers)
+        answers.close()
+        assert not at_work
+
+
+@pytest.mark.parametrize("end", ["at work", "while it answers"])
+def test_a_process_that_is_killed_has_a_name(end: str) -> None:
+    """With more than a pipe holds on the way to the others and back."""
+    work = kill_this_process if end == "at work" else answer_while_being_killed
+    with pytest.raises(OutOfMemory), processes(2) as workers:
+        list(mapped(work, (bytes(3_000_000) for _ in range(200)), workers))
+
+
+def kill_this_process(_: bytes) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def answer_while_being_killed(_: bytes) -> bytes:
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return bytes(30_000_000)
+
+
+def test_processes_end_with_the_one_that_began_them() -> None:
+    """Even where that is killed: in QGIS each would hold memory until the computer is shut down."""
+    program = (
+        "import multiprocessing, os, signal\n"
+        "from qgis_iic.engine.overlap import processes\n"
+        "with processes(2):\n"
+        "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # Their streams are those of the first: these are at their end once all are gone.
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(done.stdout.split()) == 2
+    assert done.stderr == ""
+
+
+def test_an_interrupt_is_not_their_business() -> None:
+    """In a terminal it goes to all processes, and the first decides what comes of it."""
+    with processes(2) as workers:
+        children = [child.pid for child in multiprocessing.active_children()]
+        assert len(children) == 2
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for child in children:
+                assert child is not None
+                os.kill(child, number)
+        assert list(mapped(abs, (number for number in (-1, 2, -3)), workers)) == [1, 2, 3]
+    assert not multiprocessing.active_children()

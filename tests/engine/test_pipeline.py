@@ -217,14 +217,16 @@ def test_the_answer_does_not_depend_on_the_tiles(scene: Path, tmp_path: Path, de
     assert first.drop(columns="geometry").equals(second.drop(columns="geometry"))
 
 
+@pytest.mark.parametrize("regularise", [False, True])
 def test_the_answer_does_not_depend_on_the_workers(
-    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regularise: bool
 ) -> None:
-    """Beside a GPU several threads read, and several make footprints."""
+    """Beside a GPU several threads read, and several processes make footprints."""
     random_model(tmp_path / "model.onnx", 0)
-    alone, _ = extract(scene, tmp_path / "model.onnx", tile_size=40)
-    monkeypatch.setattr("qgis_iic.engine.pipeline._workers", lambda session: 4)
-    together, events = extract(scene, tmp_path / "model.onnx", tile_size=40, overwrite=True)
+    alone, _ = extract(scene, tmp_path / "model.onnx", tile_size=40, regularise=regularise)
+    monkeypatch.setattr("qgis_iic.engine.pipeline._workers", lambda session: 3)
+    monkeypatch.setattr("qgis_iic.engine.pipeline._PIXELS_OF_PROCESS", 1)
+    together, events = extract(scene, tmp_path / "model.onnx", tile_size=40, overwrite=True, regularise=regularise)
     done = [event.done for event in events if isinstance(event, Progress)]
     assert done == sorted(done)
     assert len(alone) > 3
@@ -490,7 +492,7 @@ def test_what_is_wrong_has_a_name_and_leaves_nothing(
     assert (listing(tmp_path), (tmp_path / "taken.gpkg").read_bytes()) == before
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("task", ["extract", "segment"])
 def test_a_cancelled_run_leaves_nothing(
     tmp_path: Path,
@@ -501,6 +503,7 @@ def test_a_cancelled_run_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("qgis_iic.engine.pipeline._workers", lambda session: workers)
+    monkeypatch.setattr("qgis_iic.engine.pipeline._PIXELS_OF_PROCESS", 1)
     cancellation = Cancellation()
     done = []
 

@@ -164,3 +164,11 @@ def test_prints_of_libraries_do_not_get_among_the_events(folder: Path) -> None:
     assert done.returncode == 0
     assert isinstance([decode(line) for line in done.stdout.splitlines()][-1], Result)
     assert "more noise" in done.stderr
+
+
+def test_processes_of_the_engine_know_its_package() -> None:
+    """They load this file under another name, and in the plugin no environment knows of the package."""
+    program = f"import runpy; runpy.run_path({str(ENGINE)!r}, run_name='__mp_main__'); import qgis_iic.engine; print(1)"
+    without_packages = ["-I", "-S", "-c", program]
+    done = subprocess.run([sys.executable, *without_packages], capture_output=True, text=True, check=False, cwd="/")
+    assert (done.stdout, done.stderr) == ("1\n", "")

@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
 from qgis_iic.engine import vectorization
-from qgis_iic.engine.stitching import Strip
+from qgis_iic.engine.overlap import threads
+from qgis_iic.engine.strip import Strip
 from qgis_iic.engine.tiling import Window
 from qgis_iic.engine.vectorization import Components, Vectorizer, building_mask
 
@@ -53,7 +54,8 @@ def vectorize(
     building_clusters: tuple[int, ...] | None = BUILDINGS,
     workers: int = 1,
 ) -> list[Part]:
-    return fed(Vectorizer(building_clusters, smallest, workers), clusters, cuts, origin)
+    with threads(workers) as hands:
+        return fed(Vectorizer(building_clusters, smallest, hands), clusters, cuts, origin)
 
 
 def fed(vectorizer: Vectorizer, clusters: np.ndarray, cuts: list[int], origin: tuple[int, int] = (0, 0)) -> list[Part]:
