@@ -25,7 +25,7 @@ from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import allow_many_files, check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.overlap import Workers, made_ahead, mapped, processes
 from qgis_iic.engine.progress import RunProgress
-from qgis_iic.engine.providers import LARGEST_BLOCK, reserve_memory
+from qgis_iic.engine.providers import LARGEST_BLOCK, ON_CPU, candidates, reserve_memory
 from qgis_iic.engine.raster import Raster, open_raster
 from qgis_iic.engine.session import Session, bytes_per_pixel
 from qgis_iic.engine.stitching import strips
@@ -159,29 +159,18 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
     """
     clock = Clock()
     _check_output(job)
-    reserve_memory(int(_left(job.memory)))
-    with clock.stage("model"):
-        session = Session(Path(job.model), job.provider, job.building_clusters, job.precision, job.tile_size)
-    cancellation.reach(session.cancel)
-    if job.task == "extract" and session.decision == "clusters" and session.building_clusters is None:
-        raise ModelNotMatched(
-            f"{job.model} does not know yet which of its {session.metadata.clusters} clusters are buildings. "
-            "Match them with a few examples first: `iic match`, or Match clusters to buildings in Processing."
-        )
-    # On a GPU the network takes none of this memory.
-    tile_size = job.tile_size or (None if session.on_cpu else session.metadata.tile_size)
     allow_many_files()
     with scratch_folder(job) as scratch, ExitStack() as resources:
+        rasters = [resources.enter_context(open_raster(source.path, source.crs)) for source in job.sources]
+        # Before the model is loaded: beside a GPU either takes a second.
+        tracers = resources.enter_context(processes(_tracers(job, rasters), footprints.__module__))
+        session = _session(job, clock)
+        cancellation.reach(session.cancel)
+        # On a GPU the network takes none of this memory.
+        tile_size = job.tile_size or (None if session.on_cpu else session.metadata.tile_size)
         plans = [
-            plan(
-                resources.enter_context(open_raster(source.path, source.crs)),
-                source,
-                session.metadata,
-                tile_size,
-                job.memory,
-                session.bytes_per_pixel,
-            )
-            for source in job.sources
+            plan(raster, source, session.metadata, tile_size, job.memory, session.bytes_per_pixel)
+            for raster, source in zip(rasters, job.sources, strict=True)
         ]
         if job.task == "segment":  # takes the place of the file; a layer is put beside what a GeoPackage holds
             check_is_no_source(job.output, (file for each in plans for file in each.raster.files))
@@ -197,13 +186,24 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
         if job.task == "segment":
             layers = _segment(job, session, plans, scratch, clock, progress)
         else:
-            tracers = resources.enter_context(processes(_tracers(session, plans), footprints.__module__))
             try:
-                layers = _extract(job, session, plans, scratch, clock, progress, tracers)
+                layers = _extract(job, session, plans, scratch, clock, progress, None if session.on_cpu else tracers)
             except OutOfMemory:
                 progress.check()  # what ends the run may have ended a process first
                 raise
     return Result(job.output, layers, {**clock.seconds, "total": clock.elapsed})
+
+
+def _session(job: Job, clock: Clock) -> Session:
+    reserve_memory(int(_left(job.memory)))
+    with clock.stage("model"):
+        session = Session(Path(job.model), job.provider, job.building_clusters, job.precision, job.tile_size)
+    if job.task == "extract" and session.decision == "clusters" and session.building_clusters is None:
+        raise ModelNotMatched(
+            f"{job.model} does not know yet which of its {session.metadata.clusters} clusters are buildings. "
+            "Match them with a few examples first: `iic match`, or Match clusters to buildings in Processing."
+        )
+    return session
 
 
 def _tile_size_within(memory: int | None, metadata: ModelMetadata, of_row: float, of_pixel: int) -> int:
@@ -238,15 +238,20 @@ def _batches_ahead(session: Session, made: Plan, memory: int | None) -> int:
     return max(1, min(-(-len(row) // session.batch_size), int(room / of_batch) - 1))
 
 
-def _workers(session: Session) -> int:
-    """Of a stage that can use several. On a CPU the network is busy with all cores as it is."""
-    return 1 if session.on_cpu else min(_MOST_WORKERS, os.cpu_count() or 1)
+def _workers(on_cpu: bool) -> int:
+    """Of a stage that can use several. On a CPU the network has all cores busy as it is."""
+    return 1 if on_cpu else min(_MOST_WORKERS, os.cpu_count() or 1)
 
 
-def _tracers(session: Session, plans: list[Plan]) -> int:
-    """Processes for what comes after the network."""
-    pixels = max(made.window.width * made.window.height for made in plans)
-    return max(1, min(_workers(session), pixels // _PIXELS_OF_PROCESS))
+def _tracers(job: Job, rasters: list[Raster]) -> int:
+    """Processes for what comes after the network, if that runs where it is likely to."""
+    if job.task == "segment":
+        return 1
+    pixels = max(
+        source.window[2] * source.window[3] if source.window else raster.width * raster.height
+        for raster, source in zip(rasters, job.sources, strict=True)
+    )
+    return max(1, min(_workers(candidates(job.provider)[0] in ON_CPU), pixels // _PIXELS_OF_PROCESS))
 
 
 def answer(session: Session, made: Plan, advance: Callable[[int], None] = lambda _: None) -> Planes:
@@ -297,7 +302,7 @@ def _strips(
     job: Job, session: Session, made: Plan, clock: Clock, progress: RunProgress
 ) -> closing[Generator[Strip, None, None]]:
     """The network's answer from top to bottom, each strip made while the one before is used."""
-    ahead, workers = _batches_ahead(session, made, job.memory), _workers(session)
+    ahead, workers = _batches_ahead(session, made, job.memory), _workers(session.on_cpu)
     advance = progress.of(made.raster.path)
     return closing(made_ahead(strips(session, made.reader, made.rows, clock, advance, ahead, workers)))
 
@@ -336,14 +341,12 @@ def _extract(
     deciding = None if session.decision == "probability" else session.building_clusters or ()
     for number, (source, made) in enumerate(zip(job.sources, plans, strict=True)):
         smallest = _SPECK * job.min_area / made.reader.pixel_area
-        vectorizer = Vectorizer(deciding, smallest, tracers)
+        vectorizer = Vectorizer(deciding, smallest, tracers, clock)
         with write_errors(Path(job.output)):
             found = FootprintFile(scratch / f"footprints{number}.wkb", made.raster.crs)
         with (
             _strips(job, session, made, clock, progress) as answered,
-            closing(
-                mapped(partial(timed, _footprints(made, job)), _components(vectorizer, answered, clock), tracers)
-            ) as tables,
+            closing(mapped(partial(timed, _footprints(made, job)), vectorizer.components(answered), tracers)) as tables,
         ):
             for seconds, table in tables:
                 clock.add("vectorize", seconds)
@@ -364,15 +367,6 @@ def _extract(
         Layer(source.path, layer.name, len(layer.footprints), layer.footprints.area)
         for source, layer in zip(job.sources, layers, strict=True)
     )
-
-
-def _components(vectorizer: Vectorizer, answered: Iterator[Strip], clock: Clock) -> Generator[Components, None, None]:
-    """All that is found, some of it whenever a strip has come."""
-    for strip in answered:
-        yield from clock.each("vectorize", vectorizer.feed(strip))
-    with clock.stage("vectorize"):
-        rest = vectorizer.finish()
-    yield rest
 
 
 def _footprints(made: Plan, job: Job) -> Callable[[Components], geopandas.GeoDataFrame]:

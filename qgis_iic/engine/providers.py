@@ -36,6 +36,9 @@ NAMES = {
 }
 """What ONNX Runtime calls each provider that can be asked for, the likely fastest first."""
 
+ON_CPU = ("cpu", "openvino")
+"""Those that are the processor, or share its memory, as most GPUs of OpenVINO do."""
+
 _AUTOMATIC = tuple(provider for provider in NAMES if provider != "tensorrt")
 """TensorRT computes in half precision and takes minutes to begin: it runs where it is asked for only."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from qgis_iic.engine.providers import NAMES, bind, candidates, free_memory, run
+from qgis_iic.engine.providers import NAMES, ON_CPU, bind, candidates, free_memory, run
 from qgis_iic.protocol.errors import (
     Cancelled,
     ModelInvalid,
@@ -108,7 +108,7 @@ class Session:
             building probability is then 0 everywhere, unless the graph has a building head.
         decision: the model's own, or `clusters` where the caller names some. The probability stays that of the
             building head where there is one.
-        on_cpu: whether that is the processor, or shares its memory, as most GPUs of OpenVINO do.
+        on_cpu: whether that is one of `providers.ON_CPU`.
         bytes_per_pixel: that a tile takes there.
         batch_size: tiles that are best run together.
 
@@ -140,7 +140,7 @@ class Session:
         self._mapping = self._mapping_feed()
         self._run_options = onnxruntime.RunOptions()
         self._cancelled = False
-        self.on_cpu = bound.provider in ("cpu", "openvino")
+        self.on_cpu = bound.provider in ON_CPU
         self.bytes_per_pixel = bytes_per_pixel(self.metadata, in_one_block=bound.provider == "cpu")
         side = tile_size or self.metadata.tile_size
         self.batch_size = 1 if self.on_cpu else _gpu_batch(self.bytes_per_pixel * side**2)

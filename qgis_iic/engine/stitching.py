@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import groupby
-from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,8 +30,8 @@ def strips(
 ) -> Generator[Strip, None, None]:
     """Runs the network over rows of tiles; a tile whose core has no valid pixel is not run.
 
-    The next batches are read while the network runs. The raster is used on other threads until the generator ends or is
-    closed.
+    The next batches are read while the network runs, and it runs while the answers of the one before are put in their
+    places. The raster is used on other threads until the generator ends or is closed.
 
     Args:
         session: the network.
@@ -43,48 +42,60 @@ def strips(
         ahead: batches at most that are read before their turn.
         workers: threads that read.
     """
-    with closing(made_ahead(_read(session, reader, rows, clock, workers), ahead)) as batches:
-        for row, of_row in groupby(batches, key=attrgetter("row")):
-            window = Window.spanning(row[0].core.col, row[0].core.row, row[-1].core.col_stop, row[-1].core.row_stop)
-            planes = np.full((len(OUTPUTS), window.height, window.width), NODATA, np.uint8)
-            for batch in of_row:
-                if batch.tiles:
-                    with clock.stage("network"):
-                        answers = session.run(batch.values[: len(batch.tiles)])
-                    _keep_cores(batch, answers, Strip(window, planes))
-                advance(len(batch.tiles) + batch.empty)
-            yield Strip(window, planes)
+    read = made_ahead(_read(session, reader, rows, clock, workers), ahead)
+    with closing(made_ahead(_answered(session, read, clock))) as answered:
+        coming, strip = map(_strip_of, rows), None
+        for batch, answers in answered:
+            advance(len(batch.tiles))
+            of_tiles = iter(answers)
+            for tile, valid in batch.tiles:
+                strip = strip or next(coming)
+                if valid is not None:
+                    _keep_core(tile, valid, next(of_tiles), strip)
+                if tile.core.col_stop == strip.window.col_stop:
+                    yield strip
+                    strip = None
+
+
+_NO_VALUES = np.zeros((0, 0, 0, 0), np.float32)
+
+
+class _Read(NamedTuple):
+    """A tile, and which of its pixels are valid, bool [H, W]; None where none in the core are."""
+
+    tile: Tile
+    valid: Mask | None
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Tiles of one size, to be run together.
+    """Tiles of one size that follow each other, some of them to be run together.
 
     Attributes:
-        row: that they are of.
         values: float32 [N, bands, H, W], with room for N tiles; the mean, which is zero once normalised, where not
             valid.
-        tiles: those with valid pixels in their core, N at most.
-        empty: number of those without that came before.
-        valid: bool [H, W] of each tile.
+        tiles: N at most with valid pixels, and those without that lie between.
     """
 
-    row: Sequence[Tile]
     values: Floats
-    tiles: list[Tile] = field(default_factory=list)
-    empty: int = 0
-    valid: list[Mask] = field(default_factory=list)
+    tiles: list[_Read] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Of the tiles with values."""
+        return sum(each.valid is not None for each in self.tiles)
 
 
 def _read(
     session: Session, reader: GridReader, rows: Sequence[Sequence[Tile]], clock: Clock, workers: int
 ) -> Generator[_Batch, None, None]:
-    """Batches of `session.batch_size` tiles at most; each row ends with one, even if it is empty."""
-    mean = np.asarray(session.metadata.mean, np.float32)[:, None]
+    """Batches of `session.batch_size` tiles, less in the last one; where a row ends without any, what came before it.
 
-    def empty_batch(row: Sequence[Tile]) -> _Batch:
-        size = (row[0].window.height, row[0].window.width)
-        return _Batch(row, np.empty((session.batch_size, len(reader.bands), *size), np.float32))
+    They go on from row to row: on a GPU the first batch of another size takes several times as long.
+    """
+    mean = np.asarray(session.metadata.mean, np.float32)[:, None]
+    first = rows[0][0].window
+    shape = (min(session.batch_size, len(rows) * len(rows[0])), len(reader.bands), first.height, first.width)
 
     def read(tile: Tile) -> tuple[Floats, Mask]:
         with clock.stage("read"):
@@ -97,24 +108,47 @@ def _read(
         threads(workers) as readers,
         closing(mapped(read, (tile for row in rows for tile in row), readers)) as tiles_read,
     ):
+        batch = _Batch(np.zeros(shape, np.float32))
         for row in rows:
-            batch = empty_batch(row)
             for tile, (values, valid) in zip(row, tiles_read, strict=False):  # which go on in the next row
                 if not valid[tile.core.slices_in(tile.window)].any():
-                    batch = replace(batch, empty=batch.empty + 1)
+                    batch.tiles.append(_Read(tile, None))
                     continue
-                if len(batch.tiles) == len(batch.values):
+                batch.values[batch.count] = values
+                batch.tiles.append(_Read(tile, valid))
+                if batch.count == len(batch.values):
                     yield batch
-                    batch = empty_batch(row)
-                batch.values[len(batch.tiles)] = values
-                batch.tiles.append(tile)
-                batch.valid.append(valid)
+                    batch = _Batch(np.zeros(shape, np.float32))
+            if batch.tiles and not batch.count:
+                yield batch
+                batch = _Batch(np.zeros(shape, np.float32))
+        if batch.tiles:
             yield batch
 
 
-def _keep_cores(batch: _Batch, answers: Planes, strip: Strip) -> None:
-    """Copies the cores' answers for valid pixels into the strip."""
-    for tile, valid, answer in zip(batch.tiles, batch.valid, answers, strict=True):
-        rows_out, cols_out = tile.core.slices_in(strip.window)
-        rows_in, cols_in = tile.core.slices_in(tile.window)
-        strip.planes[:, rows_out, cols_out] = np.where(valid[rows_in, cols_in], answer[:, rows_in, cols_in], NODATA)
+def _answered(
+    session: Session, batches: Generator[_Batch, None, None], clock: Clock
+) -> Generator[tuple[_Batch, Planes], None, None]:
+    """Batches, rid of their values, and what the network says of each of these, uint8 [N, 3, H, W]."""
+    with closing(batches):
+        for batch in batches:
+            answers = np.zeros((0, len(OUTPUTS), 1, 1), np.uint8)
+            if batch.count:
+                with clock.stage("network"):
+                    answers = session.run(batch.values)
+            yield replace(batch, values=_NO_VALUES), answers
+
+
+def _strip_of(row: Sequence[Tile]) -> Strip:
+    """Without data, as yet."""
+    window = Window.spanning(row[0].core.col, row[0].core.row, row[-1].core.col_stop, row[-1].core.row_stop)
+    return Strip(window, np.full((len(OUTPUTS), window.height, window.width), NODATA, np.uint8))
+
+
+def _keep_core(tile: Tile, valid: Mask, answer: Planes, strip: Strip) -> None:
+    """Copies the core's answer for valid pixels into the strip."""
+    core = strip.planes[:, *tile.core.slices_in(strip.window)]
+    inside = tile.core.slices_in(tile.window)
+    core[:] = answer[:, *inside]
+    if not valid[inside].all():
+        core[:, ~valid[inside]] = NODATA

@@ -7,15 +7,16 @@ before, so that they are those of the whole raster, and several parts can be wor
 part touches is finished there. The corners of the rest wait, and are joined once as many have come as were left the
 last time: each is moved a few times at most, however long its component stays open. Where too many are left, as where a
 mask is one component from end to end, the components with the most are cut off along the row that has been reached,
-which depends on the strips and on the number of workers. Between its corners an outline is straight: reading them by
+which depends on the strips. Between its corners an outline is straight: reading them by
 rows pairs the ends of all its horizontal edges, and sorting them by columns those of its vertical ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
+from qgis_iic.engine.clock import Clock, timed
 from qgis_iic.engine.overlap import Workers, mapped
 from qgis_iic.engine.strip import Planes, Strip
 from qgis_iic.engine.tiling import Window
@@ -37,9 +39,8 @@ _PIXELS_AT_ONCE = 1_000_000
 """Pixels that are labelled together: memory does not grow with the strip, and some stay in the processor's cache."""
 
 _MOST_CORNERS = 1_000_000
-"""Corners that a joining may leave; up to as many again come before the next one, and where several parts are worked on
-together those of these parts. A building has some dozens, and only those that are open at the same row wait
-together."""
+"""Corners that a joining may leave; up to as many again come before the next one. A building has some dozens, and only
+those that are open at the same row wait together."""
 
 _ROW_BIT, _COLUMN_BIT = 32, 4
 """A corner is one int64: from these bits up row and column of the vertex, in working pixels of the whole raster, below
@@ -119,6 +120,23 @@ def _components_of_wkb(
 
 
 @dataclass(frozen=True)
+class _Rows:
+    """A part of a strip.
+
+    Attributes:
+        window: in working pixels.
+        planes: as of the strip, uint8 [3, height, width].
+        above: the building mask of the last row before, bool [width].
+        is_last: whether the strip ends with it.
+    """
+
+    window: Window
+    planes: Planes
+    above: Mask
+    is_last: bool
+
+
+@dataclass(frozen=True)
 class _Part:
     """Components of some rows that reach the rows above or below, numbered from 1.
 
@@ -148,90 +166,99 @@ class _Part:
 
 
 class Vectorizer:
-    """Takes strips from top to bottom, gives components once they are complete.
+    """Makes components of strips.
 
     Args:
         building_clusters: cluster numbers that are buildings; None where the probability decides.
         smallest: components whose outline has fewer pixels inside, holes counted, are left out.
         workers: each takes a part of a strip; None where there is no one else.
+        clock: takes the time of the stage `vectorize`.
 
     Attributes:
         cut_off: how many components were cut off so far, see the module.
     """
 
     def __init__(
-        self, building_clusters: Sequence[int] | None, smallest: float = 0, workers: Workers | None = None
+        self,
+        building_clusters: Sequence[int] | None,
+        smallest: float = 0,
+        workers: Workers | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._building_clusters = building_clusters
-        self._smallest = smallest
         self._workers = workers
-        self._waiting: list[_Part] = []
-        self._last_row: Mask = np.zeros(1, np.bool_)
-        self._below = Window(0, 0, 1, 1)
+        self._clock = clock or Clock()
+        self._cut = partial(_cut, building_clusters=building_clusters, smallest=smallest)
+        self._join = partial(_joined, smallest=smallest)
         self.cut_off = 0
 
-    def feed(self, strip: Strip) -> Iterator[Components]:
-        """Components that are complete by now, together, unless they have so many corners that each part's come alone.
+    def components(self, strips: Iterable[Strip]) -> Generator[Components, None, None]:
+        """All components of strips from top to bottom, each right below the one before.
 
-        The strip must lie right below the one before, and is to be read to the end.
+        They come when they are complete: those of a strip together, unless they have so many corners that they are
+        better handed on.
         """
-        window = strip.window
-        if not self._waiting:
-            self._waiting = [_nothing(window.width)]
-            self._last_row = np.zeros(window.width, np.bool_)
-        self._below = Window(window.col, window.row_stop, window.width, 1)
-        step = max(1, _PIXELS_AT_ONCE // window.width)
+        ahead: deque[_Rows] = deque()
+        waiting: list[_Part] = []
         complete: list[Components] = []
-        stop = 0
-        while stop < window.height:
-            # What is open may have to be cut off below the last of them: where that is near, one goes alone.
-            workers = self._workers if len(self._waiting[0].corners) < _MOST_CORNERS / 2 else None
-            start, stop = stop, min(stop + _count(workers) * step, window.height)
-            cut = partial(_cut, building_clusters=self._building_clusters, smallest=self._smallest)
-            with closing(mapped(cut, self._parts(strip, range(start, stop, step), step), workers)) as parts:
-                for components, part in parts:
+        above: Mask | None = None
+        with closing(mapped(partial(timed, self._cut), self._parts(strips, ahead), self._workers)) as parts:
+            for seconds, cut in parts:
+                self._clock.add("vectorize", seconds)
+                with self._clock.stage("vectorize"):
+                    rows = ahead.popleft()
+                    # Again where it was done before some above it were cut off.
+                    components, part = cut if above is None else self._cut(replace(rows, above=above))
+                    above = None
                     complete.append(components)
-                    self._waiting.append(part)
-                    left, *added = self._waiting
+                    waiting.append(part)
+                    left, *added = waiting
                     if sum(each.nbytes for each in added) >= left.nbytes:
-                        complete.append(self._join())
-                    if self._are_many(complete):
-                        yield Components.joined(complete)
-                        complete = []
-            if len(self._waiting) == 1 and len(self._waiting[0].corners) > _MOST_CORNERS:
-                complete.append(self._cut_off(window.col, window.row + stop))
-        if complete:
-            yield Components.joined(complete)
-
-    def finish(self) -> Components:
-        """All other components, those that reach the lower end of the last strip among them."""
-        planes = np.full((3, 1, self._below.width), NODATA, np.uint8)
-        return Components.joined([*self.feed(Strip(self._below, planes)), self._join()])
+                        components, left = self._join(waiting)
+                        complete.append(components)
+                        if len(left.corners) > _MOST_CORNERS:
+                            components, left = self._cut_off(left, rows.window)
+                            complete.append(components)
+                            above = left.below > 0
+                        waiting = [left]
+                    is_due = rows.is_last or self._are_many(complete)
+                if is_due:
+                    yield Components.joined(complete)
+                    complete = []
+        with self._clock.stage("vectorize"):
+            components, _ = self._join(waiting)
+        yield Components.joined([*complete, components])
 
     def _are_many(self, complete: Sequence[Components]) -> bool:
         """Whether they are better handed on, several of which may be used at the same time."""
+        workers = 1 if self._workers is None else self._workers.count
         coordinates = sum(shapely.get_num_coordinates(each.polygons).sum() for each in complete)
-        return bool(coordinates > _MOST_CORNERS / _count(self._workers))
+        return bool(coordinates > _MOST_CORNERS / workers)
 
-    def _parts(self, strip: Strip, starts: Iterable[int], step: int) -> Generator[tuple[Mask, Strip], None, None]:
-        """Parts of `step` rows from each of `starts` on, with the building mask of the last row before."""
-        window = strip.window
-        for start in starts:
-            planes = strip.planes[:, start : start + step]
-            yield self._last_row, Strip(Window(window.col, window.row + start, window.width, planes.shape[1]), planes)
-            self._last_row = building_mask(planes[:, -1:], self._building_clusters)[0]
+    def _parts(self, strips: Iterable[Strip], ahead: deque[_Rows]) -> Generator[_Rows, None, None]:
+        """The strips in parts, and a row without data at the end, below which nothing is open; all go to `ahead`."""
+        above = None
+        for strip in strips:
+            window = strip.window
+            if above is None:
+                above = np.zeros(window.width, np.bool_)
+            step = max(1, _PIXELS_AT_ONCE // window.width)
+            for start in range(0, window.height, step):
+                planes = strip.planes[:, start : start + step]
+                part = Window(window.col, window.row + start, window.width, planes.shape[1])
+                ahead.append(_Rows(part, planes, above, part.row_stop == window.row_stop))
+                yield ahead[-1]
+                above = building_mask(planes[:, -1:], self._building_clusters)[0]
+        if above is not None:
+            nothing = np.full((3, 1, window.width), NODATA, np.uint8)
+            ahead.append(_Rows(Window(window.col, window.row_stop, window.width, 1), nothing, above, is_last=False))
+            yield ahead[-1]
 
-    def _join(self) -> Components:
-        components, left = _joined(self._waiting, self._smallest)
-        self._waiting = [left]
-        return components
+    def _cut_off(self, left: _Part, window: Window) -> tuple[Components, _Part]:
+        """The components with the most of the corners that wait, as if they ended with `window`, and what is left.
 
-    def _cut_off(self, col: int, row: int) -> Components:
-        """The components with the most of the corners that wait, as if they ended above `row`, the next one.
-
-        Those with the fewest stay, half of `_MOST_CORNERS` in all; `col` is where the rows begin.
+        Those with the fewest stay, half of `_MOST_CORNERS` in all.
         """
-        (left,) = self._waiting
         corners = np.bincount(left.labels, minlength=len(left) + 1)
         by_corners = np.argsort(corners)
         is_cut = np.zeros(len(corners), np.bool_)
@@ -239,34 +266,15 @@ class Vectorizer:
         self.cut_off += int(np.count_nonzero(is_cut))
         below = np.where(is_cut[left.below], np.int32(0), left.below)
         labels = np.pad(np.stack([left.below, below]), ((0, 0), (1, 1)))
-        edges, of_edge = _corners((labels > 0).astype(np.uint8), labels, col, row)
+        edges, of_edge = _corners((labels > 0).astype(np.uint8), labels, window.col, window.row_stop)
         edge = _Part(left.below, below, edges, of_edge, np.zeros_like(left.votes), np.zeros_like(left.probability))
-        self._last_row = below > 0
-        self._waiting.append(edge)
-        return self._join()
+        return self._join([left, edge])
 
 
-def _count(workers: Workers | None) -> int:
-    return 1 if workers is None else workers.count
-
-
-def _nothing(width: int) -> _Part:
-    row = np.zeros(width, np.int32)
-    return _Part(row, row, np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, 1), np.int64), np.zeros(0))
-
-
-def _cut(
-    part_of_strip: tuple[Mask, Strip], building_clusters: Sequence[int] | None, smallest: float
-) -> tuple[Components, _Part]:
-    """Components within some rows, and what reaches beyond them.
-
-    Args:
-        part_of_strip: the building mask of the last row before, bool [width], and the rows.
-        building_clusters, smallest: see `Vectorizer`.
-    """
-    last_row, rows = part_of_strip
+def _cut(rows: _Rows, building_clusters: Sequence[int] | None, smallest: float) -> tuple[Components, _Part]:
+    """Components within some rows, and what reaches beyond them; see `Vectorizer`."""
     planes, col, row = rows.planes, rows.window.col, rows.window.row
-    mask = np.concatenate([last_row[None], building_mask(planes, building_clusters)])
+    mask = np.concatenate([rows.above[None], building_mask(planes, building_clusters)])
     inside = np.zeros((mask.shape[0], mask.shape[1] + 2), np.uint8)
     inside[:, 1:-1] = mask
     labels = np.empty(inside.shape, np.int32)

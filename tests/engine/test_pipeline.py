@@ -217,6 +217,15 @@ def test_the_answer_does_not_depend_on_the_tiles(scene: Path, tmp_path: Path, de
     assert first.drop(columns="geometry").equals(second.drop(columns="geometry"))
 
 
+def as_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three threads that read, three processes, and batches of two tiles."""
+    for module in ("pipeline", "session"):
+        monkeypatch.setattr(f"qgis_iic.engine.{module}.ON_CPU", ())
+    monkeypatch.setattr("qgis_iic.engine.pipeline._PIXELS_OF_PROCESS", 1)
+    monkeypatch.setattr("qgis_iic.engine.session._GPU_BATCH", 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+
+
 @pytest.mark.parametrize("regularise", [False, True])
 def test_the_answer_does_not_depend_on_the_workers(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, regularise: bool
@@ -224,8 +233,7 @@ def test_the_answer_does_not_depend_on_the_workers(
     """Beside a GPU several threads read, and several processes make footprints."""
     random_model(tmp_path / "model.onnx", 0)
     alone, _ = extract(scene, tmp_path / "model.onnx", tile_size=40, regularise=regularise)
-    monkeypatch.setattr("qgis_iic.engine.pipeline._workers", lambda session: 3)
-    monkeypatch.setattr("qgis_iic.engine.pipeline._PIXELS_OF_PROCESS", 1)
+    as_beside_a_gpu(monkeypatch)
     together, events = extract(scene, tmp_path / "model.onnx", tile_size=40, overwrite=True, regularise=regularise)
     done = [event.done for event in events if isinstance(event, Progress)]
     assert done == sorted(done)
@@ -492,33 +500,33 @@ def test_what_is_wrong_has_a_name_and_leaves_nothing(
     assert (listing(tmp_path), (tmp_path / "taken.gpkg").read_bytes()) == before
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("beside_a_gpu", [False, True])
 @pytest.mark.parametrize("task", ["extract", "segment"])
 def test_a_cancelled_run_leaves_nothing(
     tmp_path: Path,
     scene: Path,
     model: Path,
     task: Literal["extract", "segment"],
-    workers: int,
+    beside_a_gpu: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qgis_iic.engine.pipeline._workers", lambda session: workers)
-    monkeypatch.setattr("qgis_iic.engine.pipeline._PIXELS_OF_PROCESS", 1)
+    if beside_a_gpu:
+        as_beside_a_gpu(monkeypatch)
     cancellation = Cancellation()
     done = []
 
-    def cancel_at_the_third_tile(event: Event) -> None:
+    def cancel_soon(event: Event) -> None:
         if isinstance(event, Progress):
             done.append(event.done)
-            if event.done == 3:
+            if len(done) == 3:
                 cancellation.request()
 
     before = listing(tmp_path)
     output = tmp_path / ("out.gpkg" if task == "extract" else "out.tif")
     job = Job(task, (Source(str(scene), "a"),), str(model), str(output), tile_size=64)
     with pytest.raises(Cancelled):
-        run(job, cancel_at_the_third_tile, cancellation)
-    assert done == [1, 2, 3]
+        run(job, cancel_soon, cancellation)
+    assert len(done) == 3
     assert listing(tmp_path) == before
 
 

@@ -62,13 +62,12 @@ def fed(vectorizer: Vectorizer, clusters: np.ndarray, cuts: list[int], origin: t
     """Components of a class raster that is fed in strips with ends at `cuts`."""
     height, width = clusters.shape
     planes = np.stack([clusters, clusters, probabilities(clusters)])
-    components: list[Part] = []
     ends = sorted({cut for cut in cuts if 0 < cut < height} | {height})
-    for start, end in zip([0, *ends], ends, strict=False):
-        window = Window(origin[0], origin[1] + start, width, end - start)
-        for complete in vectorizer.feed(Strip(window, planes[:, start:end])):
-            components += parts(complete)
-    return components + parts(vectorizer.finish())
+    strips = (
+        Strip(Window(origin[0], origin[1] + start, width, end - start), planes[:, start:end])
+        for start, end in zip([0, *ends], ends, strict=False)
+    )
+    return [part for complete in vectorizer.components(strips) for part in parts(complete)]
 
 
 def outlines(components: list[Part]) -> set[tuple[bytes, int, int, float]]:
@@ -247,8 +246,7 @@ def test_two_arms_that_meet_below_are_one_building() -> None:
 def test_confidence_is_the_mean_probability() -> None:
     strip = Strip(Window(0, 0, 2, 1), np.array([[[1, 1]], [[0, 0]], [[254, 127]]], np.uint8))
     vectorizer = Vectorizer((1,))
-    assert sum(map(len, vectorizer.feed(strip))) == 0
-    (part,) = parts(vectorizer.finish())
+    (part,) = [part for complete in vectorizer.components([strip]) for part in parts(complete)]
     assert part.confidence == pytest.approx(0.75)
 
 
@@ -290,5 +288,4 @@ def test_specks_are_left_out() -> None:
 def test_no_data_is_no_building_even_if_its_number_is_named() -> None:
     vectorizer = Vectorizer((1, 255))
     planes = np.full((3, 4, 4), 255, np.uint8)
-    assert sum(map(len, vectorizer.feed(Strip(Window(0, 0, 4, 4), planes)))) == 0
-    assert len(vectorizer.finish()) == 0
+    assert sum(map(len, vectorizer.components([Strip(Window(0, 0, 4, 4), planes)]))) == 0
