@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import multiprocessing
+import multiprocessing.connection
 import queue
 import signal
 import traceback
@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -115,11 +116,14 @@ class _Process:
     def call(self, function: Callable[[Any], Any], item: Any) -> Any:
         try:
             self._connection.send((function, item))
+            if self._connection not in multiprocessing.connection.wait((self._connection, self._process.sentinel)):
+                raise EOFError
             done, answer = self._connection.recv()
         except (EOFError, OSError) as error:
+            self._process.join(1)
             raise OutOfMemory(
-                "A process that helps with the outlines of buildings has ended, most likely because memory ran out. "
-                "Close other programs, or run on a part of the raster."
+                f"A process that helps with the outlines of buildings has ended, status {self._process.exitcode}, "
+                "most likely because memory ran out. Close other programs, or run on a part of the raster."
             ) from error
         if not done:
             raise RuntimeError(answer)
@@ -136,6 +140,7 @@ def _signals_blocked() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # whose start unblocks them again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield

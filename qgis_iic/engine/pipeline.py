@@ -163,8 +163,12 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
     with scratch_folder(job) as scratch, ExitStack() as resources:
         rasters = [resources.enter_context(open_raster(source.path, source.crs)) for source in job.sources]
         # Before the model is loaded: beside a GPU either takes a second.
-        tracers = resources.enter_context(processes(_tracers(job, rasters), footprints.__module__))
+        helpers = resources.enter_context(ExitStack())
+        tracers = helpers.enter_context(processes(_tracers(job, rasters), footprints.__module__))
         session = _session(job, clock)
+        if session.on_cpu:  # after all
+            helpers.close()
+            tracers = None
         cancellation.reach(session.cancel)
         # On a GPU the network takes none of this memory.
         tile_size = job.tile_size or (None if session.on_cpu else session.metadata.tile_size)
@@ -187,7 +191,7 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
             layers = _segment(job, session, plans, scratch, clock, progress)
         else:
             try:
-                layers = _extract(job, session, plans, scratch, clock, progress, None if session.on_cpu else tracers)
+                layers = _extract(job, session, plans, scratch, clock, progress, tracers)
             except OutOfMemory:
                 progress.check()  # what ends the run may have ended a process first
                 raise

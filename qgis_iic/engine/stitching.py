@@ -67,29 +67,34 @@ class _Read(NamedTuple):
     valid: Mask | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Batch:
     """Tiles of one size that follow each other, some of them to be run together.
 
     Attributes:
         values: float32 [N, bands, H, W], with room for N tiles; the mean, which is zero once normalised, where not
             valid.
-        tiles: N at most with valid pixels, and those without that lie between.
+        tiles: so far.
+        count: of those that have values.
     """
 
     values: Floats
     tiles: list[_Read] = field(default_factory=list)
+    count: int = 0
 
-    @property
-    def count(self) -> int:
-        """Of the tiles with values."""
-        return sum(each.valid is not None for each in self.tiles)
+    def add(self, tile: Tile, values: Floats, valid: Mask) -> None:
+        if valid[tile.core.slices_in(tile.window)].any():
+            self.values[self.count] = values
+            self.count += 1
+            self.tiles.append(_Read(tile, valid))
+        else:
+            self.tiles.append(_Read(tile, None))
 
 
 def _read(
     session: Session, reader: GridReader, rows: Sequence[Sequence[Tile]], clock: Clock, workers: int
 ) -> Generator[_Batch, None, None]:
-    """Batches of `session.batch_size` tiles, less in the last one; where a row ends without any, what came before it.
+    """Batches of `session.batch_size` tiles with values, less at the end and before a row without any.
 
     They go on from row to row: on a GPU the first batch of another size takes several times as long.
     """
@@ -111,15 +116,11 @@ def _read(
         batch = _Batch(np.zeros(shape, np.float32))
         for row in rows:
             for tile, (values, valid) in zip(row, tiles_read, strict=False):  # which go on in the next row
-                if not valid[tile.core.slices_in(tile.window)].any():
-                    batch.tiles.append(_Read(tile, None))
-                    continue
-                batch.values[batch.count] = values
-                batch.tiles.append(_Read(tile, valid))
+                batch.add(tile, values, valid)
                 if batch.count == len(batch.values):
                     yield batch
                     batch = _Batch(np.zeros(shape, np.float32))
-            if batch.tiles and not batch.count:
+            if batch.tiles and all(valid is None for _, valid in batch.tiles[-len(row) :]):
                 yield batch
                 batch = _Batch(np.zeros(shape, np.float32))
         if batch.tiles:
@@ -134,8 +135,9 @@ def _answered(
         for batch in batches:
             answers = np.zeros((0, len(OUTPUTS), 1, 1), np.uint8)
             if batch.count:
+                size = session.batch_size  # which gets smaller where memory is short
                 with clock.stage("network"):
-                    answers = session.run(batch.values)
+                    answers = session.run(batch.values[: -(-batch.count // size) * size])
             yield replace(batch, values=_NO_VALUES), answers
 
 

@@ -38,6 +38,9 @@ Mask = NDArray[np.bool_]
 _PIXELS_AT_ONCE = 1_000_000
 """Pixels that are labelled together: memory does not grow with the strip, and some stay in the processor's cache."""
 
+_PIXELS_OF_WORKER = 2_000_000
+"""The same where workers do it: in larger parts less is left to be joined, which only one can do."""
+
 _MOST_CORNERS = 1_000_000
 """Corners that a joining may leave; up to as many again come before the next one. A building has some dozens, and only
 those that are open at the same row wait together."""
@@ -242,7 +245,7 @@ class Vectorizer:
             window = strip.window
             if above is None:
                 above = np.zeros(window.width, np.bool_)
-            step = max(1, _PIXELS_AT_ONCE // window.width)
+            step = max(1, (_PIXELS_AT_ONCE if self._workers is None else _PIXELS_OF_WORKER) // window.width)
             for start in range(0, window.height, step):
                 planes = strip.planes[:, start : start + step]
                 part = Window(window.col, window.row + start, window.width, planes.shape[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -200,12 +199,16 @@ def test_processes_end_with_the_one_that_began_them() -> None:
 
 def test_an_interrupt_is_not_their_business() -> None:
     """In a terminal it goes to all processes, and the first decides what comes of it."""
-    with processes(2) as workers:
-        children = [child.pid for child in multiprocessing.active_children()]
-        assert len(children) == 2
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            for child in children:
-                assert child is not None
-                os.kill(child, number)
-        assert list(mapped(abs, (number for number in (-1, 2, -3)), workers)) == [1, 2, 3]
-    assert not multiprocessing.active_children()
+    program = (
+        "import multiprocessing, os, signal\n"
+        "from qgis_iic.engine.overlap import mapped, processes\n"
+        "with processes(2) as workers:\n"
+        "    for child in multiprocessing.active_children():\n"
+        "        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):\n"
+        "            os.kill(child.pid, number)\n"
+        "    print(*mapped(abs, (number for number in (-1, 2, -3)), workers))\n"
+        "print(multiprocessing.active_children())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "1 2 3\n[]\n"
+    assert done.stderr == ""

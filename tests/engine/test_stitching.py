@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -153,3 +154,21 @@ def test_pixels_without_data_look_like_the_mean_to_the_network(folder: Path) -> 
         list(strips(session, made.reader, made.rows, Clock(), lambda _: None))
     np.testing.assert_array_equal(np.unique(seen[0][0, :, :10]), [100])
     np.testing.assert_array_equal(np.unique(seen[0][0, :, 10:]), [200])
+
+
+def test_a_batch_that_stays_unfinished_stops_nothing(tmp_path: Path) -> None:
+    """Below its first tile the raster is without data, and a batch has room for eight."""
+    brightness_model(tmp_path / "model.onnx")
+    valid = np.zeros((640, 64), bool)
+    valid[:32] = True
+    write_raster(tmp_path / "scene.tif", np.full((3, 640, 64), 200, np.uint8), valid=valid)
+    session = Session(tmp_path / "model.onnx", "cpu")
+    session.batch_size = 8
+    through: list[int] = []
+    with open_raster(tmp_path / "scene.tif") as raster:
+        made = plan(raster, Source(""), session.metadata, 64)
+        with closing(strips(session, made.reader, made.rows, Clock(), through.append)) as answered:
+            first = next(answered)
+    assert len(made.rows) > 5
+    assert sum(through) <= 3 * len(made.rows[0])
+    assert (first.planes[2, :32] > 0).all()

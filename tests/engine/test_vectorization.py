@@ -207,6 +207,7 @@ def test_what_is_too_large_is_cut_along_rows_and_nothing_is_lost(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectorization, "_MOST_CORNERS", most)
         patch.setattr(vectorization, "_PIXELS_AT_ONCE", 48)
+        patch.setattr(vectorization, "_PIXELS_OF_WORKER", 48)
         pieces = vectorize(clusters, list(range(rows, 24, rows)), origin=(100, 200), workers=workers)
     sums = [(0, 0.0) for _ in whole]
     for piece in pieces:
@@ -264,6 +265,7 @@ def test_a_strip_is_the_same_whatever_is_labelled_at_once(monkeypatch: pytest.Mo
     clusters = np.random.default_rng(0).choice(np.array([0, 1, 3, 255], np.uint8), (40, 30))
     whole = outlines(vectorize(clusters, []))
     monkeypatch.setattr(vectorization, "_PIXELS_AT_ONCE", 200)
+    monkeypatch.setattr(vectorization, "_PIXELS_OF_WORKER", 200)
     assert outlines(vectorize(clusters, [], workers=workers)) == whole
 
 
