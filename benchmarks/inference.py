@@ -336,7 +336,7 @@ def outlines(mask: NDArray[np.bool_], transform: Affine) -> list[shapely.Polygon
 
 
 def growth(model: str, provider: Any, precision: Any, side: int, rounds: int, folder: str) -> dict[str, Any]:
-    """Extraction from a virtual raster of `side` x `side` pixels that repeats the scene."""
+    """Extraction from a virtual raster of `side` x `side` pixels, see `stand_ins.write_virtual`."""
     path = Path(folder) / f"virtual_{side}.vrt"
     write_virtual(path, side, SCENE)
     source = Source(str(path), "buildings")

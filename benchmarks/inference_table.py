@@ -87,8 +87,8 @@ def _growth(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Growth",
         "",
-        "A virtual raster that repeats the scene. In rows of the stub a graph that costs next to nothing stands in for "
-        "the network.",
+        "A virtual raster that repeats the scene, in pixels of 0.3 m. In rows of the stub a graph that costs next to "
+        "nothing stands in for the network.",
         "",
         "| network | on | pixels | tiles | s | Mpx/s | read | network | vectorize | write | buildings | MB |",
         "|" + "---|" * 12,

@@ -8,9 +8,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import rasterio
+from affine import Affine
 from onnx import TensorProto, helper, numpy_helper
+from rasterio.enums import Resampling
 
+from qgis_iic.engine.raster import open_raster
 from qgis_iic.protocol.model_metadata import IMAGE_INPUT, OUTPUTS
+
+GSD = 0.3
+"""Metres, of the virtual rasters."""
 
 
 def write_stub(path: Path, model: Path) -> None:
@@ -49,22 +55,46 @@ def write_stub(path: Path, model: Path) -> None:
 
 
 def write_virtual(path: Path, side: int, scene: Path) -> None:
-    """A virtual raster of `side` x `side` pixels of 0.3 m that repeats the scene's own pixels, without copying any."""
-    with rasterio.open(scene) as dataset:
-        width, height = dataset.width, dataset.height
-    bands = ""
-    for band, colour in enumerate(("Red", "Green", "Blue"), start=1):
-        bands += f'<VRTRasterBand dataType="Byte" band="{band}"><ColorInterp>{colour}</ColorInterp>'
-        for row in range(0, side, height):
-            for col in range(0, side, width):
-                size = f'xSize="{min(width, side - col)}" ySize="{min(height, side - row)}"'
-                bands += (
-                    f'<SimpleSource><SourceFilename relativeToVRT="0">{scene}</SourceFilename>'
-                    f"<SourceBand>{band}</SourceBand>"
+    """A virtual raster of `side` x `side` pixels of 0.3 m that repeats a scene.
+
+    The scene is brought to pixels of that size, as the networks know buildings, and compressed as it was. Each
+    repetition has a file of its own, a link: GDAL would otherwise decode the same blocks once for all.
+    """
+    coarse = path.with_suffix(".tif")
+    width, height = _write_coarse(scene, coarse)
+    bands = [f'<VRTRasterBand dataType="Byte" band="{1 + band}"><ColorInterp>{colour}</ColorInterp>'
+             for band, colour in enumerate(("Red", "Green", "Blue"))]  # fmt: skip
+    for row in range(0, side, height):
+        for col in range(0, side, width):
+            link = path.with_name(f"{path.stem}_{row}_{col}.tif")
+            link.unlink(missing_ok=True)
+            link.hardlink_to(coarse)
+            size = f'xSize="{min(width, side - col)}" ySize="{min(height, side - row)}"'
+            for band in range(len(bands)):
+                bands[band] += (
+                    f'<SimpleSource><SourceFilename relativeToVRT="1">{link.name}</SourceFilename>'
+                    f"<SourceBand>{1 + band}</SourceBand>"
                     f'<SrcRect xOff="0" yOff="0" {size}/><DstRect xOff="{col}" yOff="{row}" {size}/></SimpleSource>'
                 )
-        bands += "</VRTRasterBand>"
     path.write_text(
         f'<VRTDataset rasterXSize="{side}" rasterYSize="{side}"><SRS>EPSG:32645</SRS>'
-        f"<GeoTransform>300000, 0.3, 0, 3000000, 0, -0.3</GeoTransform>{bands}</VRTDataset>"
+        f"<GeoTransform>300000, {GSD}, 0, 3000000, 0, -{GSD}</GeoTransform>"
+        f"{''.join(f'{band}</VRTRasterBand>' for band in bands)}</VRTDataset>"
     )
+
+
+def _write_coarse(scene: Path, path: Path) -> tuple[int, int]:
+    """Writes a scene in pixels of `GSD`; its width and height in these."""
+    with open_raster(scene) as raster:
+        width, height = (round(n * own / GSD) for n, own in zip((raster.width, raster.height), raster.gsd, strict=True))
+    with rasterio.open(scene) as dataset:
+        values = dataset.read(out_shape=(dataset.count, height, width), resampling=Resampling.average)
+        profile = dataset.profile | {
+            "width": width,
+            "height": height,
+            "transform": Affine.scale(GSD, -GSD),
+            "crs": None,
+        }
+    with rasterio.open(path, "w", **profile) as dataset:
+        dataset.write(values)
+    return width, height

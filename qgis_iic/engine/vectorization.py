@@ -38,7 +38,7 @@ Mask = NDArray[np.bool_]
 _PIXELS_AT_ONCE = 1_000_000
 """Pixels that are labelled together: memory does not grow with the strip, and some stay in the processor's cache."""
 
-_PIXELS_OF_WORKER = 2_000_000
+_PIXELS_OF_WORKER = 4_000_000
 """The same where workers do it: in larger parts less is left to be joined, which only one can do."""
 
 _MOST_CORNERS = 1_000_000
