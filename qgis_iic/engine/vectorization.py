@@ -192,7 +192,8 @@ class Vectorizer:
         self._workers = workers
         self._clock = clock or Clock()
         self._cut = partial(_cut, building_clusters=building_clusters, smallest=smallest)
-        self._join = partial(_joined, smallest=smallest)
+        join = partial(_joined, smallest=smallest)
+        self._join = join if workers is None else partial(workers.call, join)
         self.cut_off = 0
 
     def components(self, strips: Iterable[Strip]) -> Generator[Components, None, None]:
