@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import geopandas
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qgis_iic.engine.crs import geod_of, is_on_earth, to_geographic
 from qgis_iic.engine.regularisation import regularised
-from qgis_iic.engine.vectorization import Components
+from qgis_iic.engine.vectorization import Complete, Components
 
 Polygons = NDArray[np.object_]
 Ints = NDArray[np.int64]
@@ -90,6 +90,11 @@ def footprints(
         "confidence": components.confidence[kept],
     } | dict(zip(_POSITION, (top, left, bottom, right, components.pixels[kept]), strict=True))
     return geopandas.GeoDataFrame(columns, geometry=_polygons(placed, owner), crs=crs)
+
+
+def complete_footprints(complete: Complete, **facts: Any) -> geopandas.GeoDataFrame:
+    """Those of what `Vectorizer.complete` gives; `facts` are the other arguments of `footprints`."""
+    return footprints(complete.components(), **facts)
 
 
 class FootprintFile:

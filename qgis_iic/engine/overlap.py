@@ -46,7 +46,7 @@ class Workers:
     Attributes:
         executor: of the threads.
         count: of them.
-        call: what a thread does with a function and an item; others may, too, one at a time.
+        call: what a thread does with a function and an item.
     """
 
     executor: Executor
@@ -92,7 +92,7 @@ def processes(count: int, *modules: str) -> Iterator[Workers | None]:
     started: list[_Process] = []
     with ThreadPoolExecutor(count) as executor:
         try:
-            for _ in range(count + 1):  # one for who calls by himself
+            for _ in range(count):
                 started.append(_Process(modules))
                 free.put(started[-1])
             yield Workers(executor, count, call)

@@ -20,7 +20,7 @@ from qgis_iic.engine import class_raster, geopackage
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock, timed
 from qgis_iic.engine.crs import is_on_earth
-from qgis_iic.engine.footprints import FootprintFile, footprints
+from qgis_iic.engine.footprints import FootprintFile, complete_footprints
 from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import allow_many_files, check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.overlap import Workers, made_ahead, mapped, processes
@@ -31,7 +31,7 @@ from qgis_iic.engine.session import Session, bytes_per_pixel
 from qgis_iic.engine.stitching import strips
 from qgis_iic.engine.strip import Planes, Strip
 from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
-from qgis_iic.engine.vectorization import Components, Vectorizer
+from qgis_iic.engine.vectorization import Complete, Vectorizer
 from qgis_iic.engine.working_grid import GridReader, working_grid
 from qgis_iic.protocol.errors import ModelNotMatched, OutOfMemory
 from qgis_iic.protocol.events import Emit, Layer, Result, Started, Warned
@@ -164,7 +164,7 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
         rasters = [resources.enter_context(open_raster(source.path, source.crs)) for source in job.sources]
         # Before the model is loaded: beside a GPU either takes a second.
         helpers = resources.enter_context(ExitStack())
-        tracers = helpers.enter_context(processes(_tracers(job, rasters), footprints.__module__))
+        tracers = helpers.enter_context(processes(_tracers(job, rasters), complete_footprints.__module__))
         session = _session(job, clock)
         if session.on_cpu:  # after all
             helpers.close()
@@ -350,7 +350,7 @@ def _extract(
             found = FootprintFile(scratch / f"footprints{number}.wkb", made.raster.crs)
         with (
             _strips(job, session, made, clock, progress) as answered,
-            closing(mapped(partial(timed, _footprints(made, job)), vectorizer.components(answered), tracers)) as tables,
+            closing(mapped(partial(timed, _footprints(made, job)), vectorizer.complete(answered), tracers)) as tables,
         ):
             for seconds, table in tables:
                 clock.add("vectorize", seconds)
@@ -373,11 +373,11 @@ def _extract(
     )
 
 
-def _footprints(made: Plan, job: Job) -> Callable[[Components], geopandas.GeoDataFrame]:
-    """Makes those of a source's components, in any process."""
+def _footprints(made: Plan, job: Job) -> Callable[[Complete], geopandas.GeoDataFrame]:
+    """Makes those of some of a source's components, in any process."""
     grid = made.reader.grid
     return partial(
-        footprints,
+        complete_footprints,
         transform=grid.transform,
         crs=made.raster.crs,
         about=grid.transform @ (grid.width / 2, grid.height / 2),

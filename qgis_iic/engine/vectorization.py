@@ -123,6 +123,39 @@ def _components_of_wkb(
 
 
 @dataclass(frozen=True)
+class _Closed:
+    """Complete components as their corners, numbered from 0.
+
+    Attributes:
+        corners, votes, probability: see `_Part`.
+        labels: int32 [n], the component that each corner is of.
+    """
+
+    corners: Ints
+    labels: Labels
+    votes: Ints
+    probability: NDArray[np.float64]
+
+    def components(self, smallest: float) -> Components:
+        """Those whose outline has at least so many pixels inside, holes counted."""
+        polygons, numbers = _outlines(self.corners, self.labels, smallest)
+        return _components(polygons, self.votes[numbers], self.probability[numbers])
+
+
+@dataclass(frozen=True)
+class Complete:
+    """Components that are complete, of which some have still to be made: that takes longer than joining their parts."""
+
+    _outlined: Sequence[Components]
+    _closed: Sequence[_Closed]
+    _smallest: float
+
+    def components(self) -> Components:
+        """All of them."""
+        return Components.joined([*self._outlined, *(each.components(self._smallest) for each in self._closed)])
+
+
+@dataclass(frozen=True)
 class _Rows:
     """A part of a strip.
 
@@ -189,14 +222,13 @@ class Vectorizer:
         clock: Clock | None = None,
     ) -> None:
         self._building_clusters = building_clusters
+        self._smallest = smallest
         self._workers = workers
         self._clock = clock or Clock()
         self._cut = partial(_cut, building_clusters=building_clusters, smallest=smallest)
-        join = partial(_joined, smallest=smallest)
-        self._join = join if workers is None else partial(workers.call, join)
         self.cut_off = 0
 
-    def components(self, strips: Iterable[Strip]) -> Generator[Components, None, None]:
+    def complete(self, strips: Iterable[Strip]) -> Generator[Complete, None, None]:
         """All components of strips from top to bottom, each right below the one before.
 
         They come when they are complete: those of a strip together, unless they have so many corners that they are
@@ -204,7 +236,8 @@ class Vectorizer:
         """
         ahead: deque[_Rows] = deque()
         waiting: list[_Part] = []
-        complete: list[Components] = []
+        outlined: list[Components] = []
+        closed: list[_Closed] = []
         above: Mask | None = None
         with closing(mapped(partial(timed, self._cut), self._parts(strips, ahead), self._workers)) as parts:
             for seconds, cut in parts:
@@ -214,30 +247,31 @@ class Vectorizer:
                     # Again where it was done before some above it were cut off.
                     components, part = cut if above is None else self._cut(replace(rows, above=above))
                     above = None
-                    complete.append(components)
+                    outlined.append(components)
                     waiting.append(part)
                     left, *added = waiting
                     if sum(each.nbytes for each in added) >= left.nbytes:
-                        components, left = self._join(waiting)
-                        complete.append(components)
+                        joined, left = _joined(waiting)
+                        closed.append(joined)
                         if len(left.corners) > _MOST_CORNERS:
-                            components, left = self._cut_off(left, rows.window)
-                            complete.append(components)
+                            joined, left = self._cut_off(left, rows.window)
+                            closed.append(joined)
                             above = left.below > 0
                         waiting = [left]
-                    is_due = rows.is_last or self._are_many(complete)
+                    is_due = rows.is_last or self._are_many(outlined, closed)
                 if is_due:
-                    yield Components.joined(complete)
-                    complete = []
+                    yield Complete(outlined, closed, self._smallest)
+                    outlined, closed = [], []
         with self._clock.stage("vectorize"):
-            components, _ = self._join(waiting)
-        yield Components.joined([*complete, components])
+            closed.append(_joined(waiting)[0])
+        yield Complete(outlined, closed, self._smallest)
 
-    def _are_many(self, complete: Sequence[Components]) -> bool:
+    def _are_many(self, outlined: Sequence[Components], closed: Sequence[_Closed]) -> bool:
         """Whether they are better handed on, several of which may be used at the same time."""
         workers = 1 if self._workers is None else self._workers.count
-        coordinates = sum(shapely.get_num_coordinates(each.polygons).sum() for each in complete)
-        return bool(coordinates > _MOST_CORNERS / workers)
+        corners = sum(shapely.get_num_coordinates(each.polygons).sum() for each in outlined)
+        corners += sum(len(each.corners) for each in closed)
+        return bool(corners > _MOST_CORNERS / workers)
 
     def _parts(self, strips: Iterable[Strip], ahead: deque[_Rows]) -> Generator[_Rows, None, None]:
         """The strips in parts, and a row without data at the end, below which nothing is open; all go to `ahead`."""
@@ -258,7 +292,7 @@ class Vectorizer:
             ahead.append(_Rows(Window(window.col, window.row_stop, window.width, 1), nothing, above, is_last=False))
             yield ahead[-1]
 
-    def _cut_off(self, left: _Part, window: Window) -> tuple[Components, _Part]:
+    def _cut_off(self, left: _Part, window: Window) -> tuple[_Closed, _Part]:
         """The components with the most of the corners that wait, as if they ended with `window`, and what is left.
 
         Those with the fewest stay, half of `_MOST_CORNERS` in all.
@@ -272,7 +306,7 @@ class Vectorizer:
         labels = np.pad(np.stack([left.below, below]), ((0, 0), (1, 1)))
         edges, of_edge = _corners((labels > 0).astype(np.uint8), labels, window.col, window.row_stop)
         edge = _Part(left.below, below, edges, of_edge, np.zeros_like(left.votes), np.zeros_like(left.probability))
-        return self._join([left, edge])
+        return _joined([left, edge])
 
 
 def _cut(rows: _Rows, building_clusters: Sequence[int] | None, smallest: float) -> tuple[Components, _Part]:
@@ -301,7 +335,7 @@ def _cut(rows: _Rows, building_clusters: Sequence[int] | None, smallest: float) 
     return _components(polygons, votes[:done], probability[:done]), part
 
 
-def _joined(parts: Sequence[_Part], smallest: float) -> tuple[Components, _Part]:
+def _joined(parts: Sequence[_Part]) -> tuple[_Closed, _Part]:
     """Complete components of parts that follow each other, and what reaches below the last."""
     before = np.cumsum([0, *map(len, parts)])
     starts = before[:-1]
@@ -312,31 +346,32 @@ def _joined(parts: Sequence[_Part], smallest: float) -> tuple[Components, _Part]
     )
     met = above[1:] > 0
     links = sparse.coo_array((np.ones(met.sum(), np.int8), (below[:-1][met], above[1:][met])), shape=(count, count))
-    component: Labels = connected_components(links, directed=False)[1]
+    number, component = connected_components(links, directed=False)
     last = component[below[-1]]
-    is_open = np.zeros(count, np.bool_)
+    is_open = np.zeros(number, np.bool_)
     is_open[last] = True
-    is_open[component[0]] = False  # what is no building
+    is_building = np.ones(number, np.bool_)
+    is_building[component[0]] = False
+    is_open &= is_building
 
-    corners = np.concatenate([part.corners for part in parts])
-    of_corner = component[np.concatenate([part.labels + start for part, start in zip(parts, starts, strict=True)])]
-    waits = is_open[of_corner]
-    polygons, numbers = _outlines(corners[~waits], of_corner[~waits], smallest)
-
-    kept = np.concatenate([numbers, np.flatnonzero(is_open)])
-    rank = np.full(count, len(kept), np.int32)  # those that are complete first, those that are left out last
-    rank[kept] = np.arange(len(kept))
-    votes = np.zeros((len(kept) + 1, max(part.votes.shape[1] for part in parts)), np.int64)
-    probability = np.zeros(len(kept) + 1)
+    done = np.count_nonzero(is_building & ~is_open)
+    rank = np.empty(number, np.int32)  # those that are complete first, what is no building last
+    rank[np.concatenate([np.flatnonzero(is_building & ~is_open), np.flatnonzero(is_open), component[:1]])] = np.arange(
+        number
+    )
+    votes = np.zeros((number, max(part.votes.shape[1] for part in parts)), np.int64)
+    probability = np.zeros(number)
     for part, start in zip(parts, starts, strict=True):
         ranks = rank[component[start + 1 : start + 1 + len(part)]]
         np.add.at(votes[:, : part.votes.shape[1]], ranks, part.votes)
         np.add.at(probability, ranks, part.probability)
-    done = len(numbers)
-    number = np.where(is_open, rank - done + 1, 0).astype(np.int32)
-    below, above = number[last], np.zeros_like(last)
-    left = _Part(above, below, corners[waits], number[of_corner[waits]], votes[done:-1], probability[done:-1])
-    return _components(polygons, votes[:done], probability[:done]), left
+    corners = np.concatenate([part.corners for part in parts])
+    labels = rank[component[np.concatenate([part.labels + start for part, start in zip(parts, starts, strict=True)])]]
+    waits = labels >= done
+    closed = _Closed(corners[~waits], labels[~waits], votes[:done], probability[:done])
+    below = np.where(is_open[last], rank[last] - np.int32(done - 1), np.int32(0))
+    labels = labels[waits] - np.int32(done - 1)
+    return closed, _Part(np.zeros_like(below), below, corners[waits], labels, votes[done:-1], probability[done:-1])
 
 
 def _components(polygons: NDArray[np.object_], votes: Ints, probability: NDArray[np.float64]) -> Components:

@@ -67,7 +67,7 @@ def fed(vectorizer: Vectorizer, clusters: np.ndarray, cuts: list[int], origin: t
         Strip(Window(origin[0], origin[1] + start, width, end - start), planes[:, start:end])
         for start, end in zip([0, *ends], ends, strict=False)
     )
-    return [part for complete in vectorizer.components(strips) for part in parts(complete)]
+    return [part for complete in vectorizer.complete(strips) for part in parts(complete.components())]
 
 
 def outlines(components: list[Part]) -> set[tuple[bytes, int, int, float]]:
@@ -170,9 +170,9 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts = []
     joined = vectorization._joined
 
-    def counting(parts: list[vectorization._Part], smallest: float) -> tuple[Components, vectorization._Part]:
+    def counting(parts: list[vectorization._Part]) -> tuple[vectorization._Closed, vectorization._Part]:
         counts.append(sum(len(part.corners) for part in parts))
-        return joined(parts, smallest)
+        return joined(parts)
 
     monkeypatch.setattr(vectorization, "_joined", counting)
     return counts
@@ -247,7 +247,7 @@ def test_two_arms_that_meet_below_are_one_building() -> None:
 def test_confidence_is_the_mean_probability() -> None:
     strip = Strip(Window(0, 0, 2, 1), np.array([[[1, 1]], [[0, 0]], [[254, 127]]], np.uint8))
     vectorizer = Vectorizer((1,))
-    (part,) = [part for complete in vectorizer.components([strip]) for part in parts(complete)]
+    (part,) = [part for complete in vectorizer.complete([strip]) for part in parts(complete.components())]
     assert part.confidence == pytest.approx(0.75)
 
 
@@ -290,4 +290,5 @@ def test_specks_are_left_out() -> None:
 def test_no_data_is_no_building_even_if_its_number_is_named() -> None:
     vectorizer = Vectorizer((1, 255))
     planes = np.full((3, 4, 4), 255, np.uint8)
-    assert sum(map(len, vectorizer.components([Strip(Window(0, 0, 4, 4), planes)]))) == 0
+    complete = vectorizer.complete([Strip(Window(0, 0, 4, 4), planes)])
+    assert sum(len(each.components()) for each in complete) == 0
