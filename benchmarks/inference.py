@@ -186,9 +186,9 @@ def measured(arguments: argparse.Namespace, providers: list[str], folder: Path) 
 def child(facts: dict[str, Any]) -> dict[str, Any]:
     print(facts, file=sys.stderr)
     # Not this file by its name: the processes that a run starts would each load it, and what it imports, again.
-    command = [sys.executable, "-c", "from inference import main; main()", "--row", json.dumps(facts)]
-    folder = Path(__file__).parent
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from inference import main; main()"
+    command = [sys.executable, "-c", program, "--row", json.dumps(facts)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(record, file=sys.stderr)  # what is measured by now, even if the rest never is
     return record
@@ -250,10 +250,10 @@ def extraction(
     memory = peak_memory()
     session = Session(Path(model), provider, precision=precision)
     with open_raster(SCENE) as raster:
-        made = plan(raster, source, session.metadata)
+        made = plan(raster, source, session.metadata, None if session.on_cpu else session.metadata.tile_size)
     tile = made.rows[0][0].window
     pixels = made.window.width * made.window.height
-    batch = min(session.batch_size, len(made.rows[0]))
+    batch = min(session.batch_size, made.tiles)
     values = np.random.default_rng(0).integers(0, 255, (batch, 3, tile.height, tile.width)).astype(np.float32)
     bare = [best(lambda: session.run(values), 4)]
     for _ in range(rounds - 1):
@@ -338,7 +338,7 @@ def outlines(mask: NDArray[np.bool_], transform: Affine) -> list[shapely.Polygon
 def growth(model: str, provider: Any, precision: Any, side: int, rounds: int, folder: str) -> dict[str, Any]:
     """Extraction from a virtual raster of `side` x `side` pixels, see `stand_ins.write_virtual`."""
     path = Path(folder) / f"virtual_{side}.vrt"
-    write_virtual(path, side, SCENE)
+    child({"kind": "virtual", "path": str(path), "side": side})
     source = Source(str(path), "buildings")
     job = Job("extract", (source,), model, f"{folder}/out.gpkg", provider=provider, precision=precision)
     runs = []
@@ -357,6 +357,12 @@ def growth(model: str, provider: Any, precision: Any, side: int, rounds: int, fo
     }
 
 
+def virtual(path: str, side: int) -> dict[str, Any]:
+    """Makes such a raster, in a process of its own, too: it takes memory."""
+    write_virtual(Path(path), side, SCENE)
+    return {}
+
+
 def extracted(job: Job) -> tuple[Result, int]:
     """Does the job into a new file; also the number of its tiles."""
     Path(job.output).unlink(missing_ok=True)
@@ -365,8 +371,8 @@ def extracted(job: Job) -> tuple[Result, int]:
     def emit(event: Event) -> None:
         if isinstance(event, Started):
             tiles.append(event.tiles)
-        for child in multiprocessing.active_children():
-            PEAKS[child.pid] = resident_peak(child.pid)
+        for process in multiprocessing.active_children():
+            PEAKS[process.pid] = resident_peak(process.pid)
 
     PEAKS.clear()
     result = run(job, emit, Cancellation())
@@ -374,7 +380,7 @@ def extracted(job: Job) -> tuple[Result, int]:
 
 
 ROWS: dict[str, Callable[..., dict[str, Any]]] = {
-    "peak": peak, "start": start, "extraction": extraction, "naive": naive, "growth": growth,
+    "peak": peak, "start": start, "extraction": extraction, "naive": naive, "growth": growth, "virtual": virtual,
 }  # fmt: skip
 
 
@@ -406,7 +412,7 @@ def resident_peak(process: int | str | None) -> float:
     What `resource` says includes that of the process that started this one, before it became a program of its own.
     """
     status = dict(line.split(":", 1) for line in _lines(Path(f"/proc/{process}/status")))
-    return int(status["VmHWM"].split()[0]) * 1024 / 1e6 if status else float("nan")
+    return int(status.get("VmHWM", "0").split()[0]) * 1024 / 1e6 if status else float("nan")
 
 
 def convolution_operations(path: Path, tile: Window) -> float:

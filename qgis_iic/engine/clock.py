@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -45,17 +45,6 @@ class Clock:
     def add(self, name: str, seconds: float) -> None:
         with self._lock:
             self.seconds[name] += seconds
-
-    def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items, with the time that making them takes counted to a stage."""
-        making = iter(items)
-        end = object()
-        while True:
-            with self.stage(name):
-                item = next(making, end)
-            if item is end:
-                return
-            yield item  # type: ignore[misc]  # the end is none of them
 
 
 def timed(function: Callable[[Item], Answer], item: Item) -> tuple[float, Answer]:

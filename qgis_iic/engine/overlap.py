@@ -12,8 +12,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from qgis_iic.protocol.errors import OutOfMemory
@@ -99,12 +101,15 @@ def processes(count: int, *modules: str) -> Iterator[Workers | None]:
         finally:
             for process in started:
                 process.kill()  # what waits for it goes on, and ends
+            for process in started:
+                process.join()
 
 
 class _Process:
     """One that does what it is sent, see `processes`."""
 
     def __init__(self, modules: Sequence[str]) -> None:
+        self._is_ready = False
         # Started anew on every system: a copy of a process that has threads, and a GPU, may hang.
         context = multiprocessing.get_context("spawn")
         self._connection, end = context.Pipe()
@@ -115,22 +120,31 @@ class _Process:
 
     def call(self, function: Callable[[Any], Any], item: Any) -> Any:
         try:
+            if not self._is_ready:  # on Windows, sending to one that never began would not end
+                self._is_ready = True
+                self._received()
             self._connection.send((function, item))
-            if self._connection not in multiprocessing.connection.wait((self._connection, self._process.sentinel)):
-                raise EOFError
-            done, answer = self._connection.recv()
+            return self._received()
         except (EOFError, OSError) as error:
             self._process.join(1)
             raise OutOfMemory(
-                f"A process that helps with the outlines of buildings has ended, status {self._process.exitcode}, "
-                "most likely because memory ran out. Close other programs, or run on a part of the raster."
+                f"A process of the engine has ended, status {self._process.exitcode}, most likely because memory ran "
+                "out. Close other programs, or run on a part of the raster."
             ) from error
+
+    def _received(self) -> Any:
+        """What it answers; raises RuntimeError for what was raised there."""
+        if self._connection not in multiprocessing.connection.wait((self._connection, self._process.sentinel)):
+            raise EOFError
+        done, answer = self._connection.recv()
         if not done:
             raise RuntimeError(answer)
         return answer
 
     def kill(self) -> None:
         self._process.kill()
+
+    def join(self) -> None:
         self._process.join()
 
 
@@ -150,18 +164,23 @@ def _signals_blocked() -> Iterator[None]:
 
 def _serve(connection: Connection, modules: Sequence[str]) -> None:
     """What a process does until the other end of its pipe is closed, as it is if the one that began it is killed."""
-    for module in modules:
-        importlib.import_module(module)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it can't be blocked
+    task: Callable[[], Any] = partial(_load, modules)
     with suppress(EOFError, OSError, MemoryError):
         while True:
-            function, item = connection.recv()
             try:
-                answer = True, function(item)
+                answer = ForkingPickler.dumps((True, task()))
             except MemoryError:
                 raise
             except Exception:
-                answer = False, traceback.format_exc()
-            connection.send(answer)
+                answer = ForkingPickler.dumps((False, traceback.format_exc()))
+            connection.send_bytes(answer)
+            task = partial(*connection.recv())
+
+
+def _load(modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
 
 
 def mapped(

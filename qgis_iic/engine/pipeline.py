@@ -25,7 +25,7 @@ from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import allow_many_files, check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.overlap import Workers, made_ahead, mapped, processes
 from qgis_iic.engine.progress import RunProgress
-from qgis_iic.engine.providers import LARGEST_BLOCK, ON_CPU, candidates, reserve_memory
+from qgis_iic.engine.providers import LARGEST_BLOCK, reserve_memory
 from qgis_iic.engine.raster import Raster, open_raster
 from qgis_iic.engine.session import Session, bytes_per_pixel
 from qgis_iic.engine.stitching import strips
@@ -54,8 +54,8 @@ _OF_PROCESS = 400e6
 """Bytes that a run takes whatever it works on, measured: half of them libraries, half arrays of a tile or some rows."""
 
 _PER_STRIP_PIXEL = 3 * 3 + 12
-"""Bytes: three planes of the strip that is made, the one that waits, and the one that is used; and, measured, what is
-traced."""
+"""Bytes, on a CPU: three planes of the strip that is made, of the one that waits, and of the one that is used; and,
+measured, what is traced."""
 
 _MOST_WORKERS = 8
 """Threads beside a GPU that read tiles, and as many processes that trace outlines and make footprints."""
@@ -159,22 +159,22 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
     """
     clock = Clock()
     _check_output(job)
+    session = _session(job, clock)
+    cancellation.reach(session.cancel)
+    # On a GPU the network takes none of this memory.
+    tile_size = job.tile_size or (None if session.on_cpu else session.metadata.tile_size)
     allow_many_files()
     with scratch_folder(job) as scratch, ExitStack() as resources:
-        rasters = [resources.enter_context(open_raster(source.path, source.crs)) for source in job.sources]
-        # Before the model is loaded: beside a GPU either takes a second.
-        helpers = resources.enter_context(ExitStack())
-        tracers = helpers.enter_context(processes(_tracers(job, rasters), complete_footprints.__module__))
-        session = _session(job, clock)
-        if session.on_cpu:  # after all
-            helpers.close()
-            tracers = None
-        cancellation.reach(session.cancel)
-        # On a GPU the network takes none of this memory.
-        tile_size = job.tile_size or (None if session.on_cpu else session.metadata.tile_size)
         plans = [
-            plan(raster, source, session.metadata, tile_size, job.memory, session.bytes_per_pixel)
-            for raster, source in zip(rasters, job.sources, strict=True)
+            plan(
+                resources.enter_context(open_raster(source.path, source.crs)),
+                source,
+                session.metadata,
+                tile_size,
+                job.memory,
+                session.bytes_per_pixel,
+            )
+            for source in job.sources
         ]
         if job.task == "segment":  # takes the place of the file; a layer is put beside what a GeoPackage holds
             check_is_no_source(job.output, (file for each in plans for file in each.raster.files))
@@ -190,6 +190,7 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
         if job.task == "segment":
             layers = _segment(job, session, plans, scratch, clock, progress)
         else:
+            tracers = resources.enter_context(processes(_tracers(session, plans), complete_footprints.__module__))
             try:
                 layers = _extract(job, session, plans, scratch, clock, progress, tracers)
             except OutOfMemory:
@@ -242,20 +243,15 @@ def _batches_ahead(session: Session, made: Plan, memory: int | None) -> int:
     return max(1, min(-(-len(row) // session.batch_size), int(room / of_batch) - 1))
 
 
-def _workers(on_cpu: bool) -> int:
+def _workers(session: Session) -> int:
     """Of a stage that can use several. On a CPU the network has all cores busy as it is."""
-    return 1 if on_cpu else min(_MOST_WORKERS, os.cpu_count() or 1)
+    return 1 if session.on_cpu else min(_MOST_WORKERS, os.cpu_count() or 1)
 
 
-def _tracers(job: Job, rasters: list[Raster]) -> int:
-    """Processes for what comes after the network, if that runs where it is likely to."""
-    if job.task == "segment":
-        return 1
-    pixels = max(
-        source.window[2] * source.window[3] if source.window else raster.width * raster.height
-        for raster, source in zip(rasters, job.sources, strict=True)
-    )
-    return max(1, min(_workers(candidates(job.provider)[0] in ON_CPU), pixels // _PIXELS_OF_PROCESS))
+def _tracers(session: Session, plans: list[Plan]) -> int:
+    """Processes for what comes after the network."""
+    pixels = max(made.window.width * made.window.height for made in plans)
+    return max(1, min(_workers(session), pixels // _PIXELS_OF_PROCESS))
 
 
 def answer(session: Session, made: Plan, advance: Callable[[int], None] = lambda _: None) -> Planes:
@@ -306,7 +302,7 @@ def _strips(
     job: Job, session: Session, made: Plan, clock: Clock, progress: RunProgress
 ) -> closing[Generator[Strip, None, None]]:
     """The network's answer from top to bottom, each strip made while the one before is used."""
-    ahead, workers = _batches_ahead(session, made, job.memory), _workers(session.on_cpu)
+    ahead, workers = _batches_ahead(session, made, job.memory), _workers(session)
     advance = progress.of(made.raster.path)
     return closing(made_ahead(strips(session, made.reader, made.rows, clock, advance, ahead, workers)))
 

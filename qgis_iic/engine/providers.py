@@ -51,8 +51,8 @@ _SOURCES = {
 }
 _OPTIONS: dict[str, list[dict[str, Any]]] = {
     "tensorrt": [{"trt_fp16_enable": True}],
-    # By default all algorithms are tried out whenever a batch has another size than the one before, as at the end of
-    # each row of tiles: that takes several times as long as the network, and finds none faster than cuDNN's own choice.
+    # By default all algorithms are tried out whenever a batch has another size than the one before: that takes several
+    # times as long as the network, and finds none faster than cuDNN's own choice.
     "cuda": [{"cudnn_conv_algo_search": "HEURISTIC"}],
     # By default it takes the processor even beside a GPU, and with AUTO it binds and leaves all nodes to ONNX Runtime.
     "openvino": [{"device_type": "GPU"}, {"device_type": "CPU"}],

@@ -94,7 +94,7 @@ class _Batch:
 def _read(
     session: Session, reader: GridReader, rows: Sequence[Sequence[Tile]], clock: Clock, workers: int
 ) -> Generator[_Batch, None, None]:
-    """Batches of `session.batch_size` tiles with values, less at the end and before a row without any.
+    """Batches of `session.batch_size` tiles with values, less at the end and with a row without any.
 
     They go on from row to row: on a GPU the first batch of another size takes several times as long.
     """

@@ -7,8 +7,8 @@ before, so that they are those of the whole raster, and several parts can be wor
 part touches is finished there. The corners of the rest wait, and are joined once as many have come as were left the
 last time: each is moved a few times at most, however long its component stays open. Where too many are left, as where a
 mask is one component from end to end, the components with the most are cut off along the row that has been reached,
-which depends on the strips. Between its corners an outline is straight: reading them by
-rows pairs the ends of all its horizontal edges, and sorting them by columns those of its vertical ones.
+which depends on the strips, and on whether there are workers. Between its corners an outline is straight: reading them
+by rows pairs the ends of all its horizontal edges, and sorting them by columns those of its vertical ones.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
 _PIXELS_AT_ONCE = 1_000_000
-"""Pixels that are labelled together: memory does not grow with the strip, and some stay in the processor's cache."""
+"""Pixels that are labelled together, where one does it alone: memory does not grow with the strip, and some stay in the
+processor's cache."""
 
 _PIXELS_OF_WORKER = 4_000_000
-"""The same where workers do it: in larger parts less is left to be joined, which only one can do."""
+"""The same where several do it: in larger parts less is left to be joined, which only one can do."""
 
 _MOST_CORNERS = 1_000_000
 """Corners that a joining may leave; up to as many again come before the next one. A building has some dozens, and only
@@ -345,7 +346,7 @@ def _joined(parts: Sequence[_Part]) -> tuple[_Closed, _Part]:
         for rows in ([part.above for part in parts], [part.below for part in parts])
     )
     met = above[1:] > 0
-    links = sparse.coo_array((np.ones(met.sum(), np.int8), (below[:-1][met], above[1:][met])), shape=(count, count))
+    links = sparse.coo_array((np.ones(met.sum(), np.bool_), (below[:-1][met], above[1:][met])), shape=(count, count))
     number, component = connected_components(links, directed=False)
     last = component[below[-1]]
     is_open = np.zeros(number, np.bool_)
@@ -356,9 +357,8 @@ def _joined(parts: Sequence[_Part]) -> tuple[_Closed, _Part]:
 
     done = np.count_nonzero(is_building & ~is_open)
     rank = np.empty(number, np.int32)  # those that are complete first, what is no building last
-    rank[np.concatenate([np.flatnonzero(is_building & ~is_open), np.flatnonzero(is_open), component[:1]])] = np.arange(
-        number
-    )
+    order = [np.flatnonzero(is_building & ~is_open), np.flatnonzero(is_open), component[:1]]
+    rank[np.concatenate(order)] = np.arange(number)
     votes = np.zeros((number, max(part.votes.shape[1] for part in parts)), np.int64)
     probability = np.zeros(number)
     for part, start in zip(parts, starts, strict=True):
@@ -369,9 +369,10 @@ def _joined(parts: Sequence[_Part]) -> tuple[_Closed, _Part]:
     labels = rank[component[np.concatenate([part.labels + start for part, start in zip(parts, starts, strict=True)])]]
     waits = labels >= done
     closed = _Closed(corners[~waits], labels[~waits], votes[:done], probability[:done])
+    votes, probability = votes[done:-1].copy(), probability[done:-1].copy()  # else all of either would stay with these
     below = np.where(is_open[last], rank[last] - np.int32(done - 1), np.int32(0))
     labels = labels[waits] - np.int32(done - 1)
-    return closed, _Part(np.zeros_like(below), below, corners[waits], labels, votes[done:-1], probability[done:-1])
+    return closed, _Part(np.zeros_like(below), below, corners[waits], labels, votes, probability)
 
 
 def _components(polygons: NDArray[np.object_], votes: Ints, probability: NDArray[np.float64]) -> Components:

@@ -140,11 +140,9 @@ def test_no_worker_goes_on_after_closing() -> None:
         finally:
             closed.set()
 
-    before = threading.active_count()
     with threads(3) as workers, closing(mapped(abs, items(), workers)) as answers:
         next(answers)
     assert closed.is_set()
-    assert threading.active_count() == before
 
 
 def test_closing_waits_for_the_items_at_work() -> None:
@@ -164,10 +162,10 @@ def test_closing_waits_for_the_items_at_work() -> None:
         assert not at_work
 
 
-@pytest.mark.parametrize("end", ["at work", "while it answers"])
+@pytest.mark.parametrize("end", ["at work", "a little later"])
 def test_a_process_that_is_killed_has_a_name(end: str) -> None:
     """With more than a pipe holds on the way to the others and back."""
-    work = kill_this_process if end == "at work" else answer_while_being_killed
+    work = kill_this_process if end == "at work" else kill_this_process_soon
     with pytest.raises(OutOfMemory), processes(2) as workers:
         list(mapped(work, (bytes(3_000_000) for _ in range(200)), workers))
 
@@ -176,9 +174,23 @@ def kill_this_process(_: bytes) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def answer_while_being_killed(_: bytes) -> bytes:
+def kill_this_process_soon(_: bytes) -> bytes:
     threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
     return bytes(30_000_000)
+
+
+def test_what_can_not_be_imported_is_told() -> None:
+    with pytest.raises(RuntimeError, match="no_such_module"), processes(2, "no_such_module") as workers:
+        list(mapped(abs, (number for number in range(4)), workers))
+
+
+def test_what_can_not_be_sent_back_is_told() -> None:
+    with pytest.raises(RuntimeError, match="pickle"), processes(2) as workers:
+        list(mapped(lock, (number for number in range(4)), workers))
+
+
+def lock(_: int) -> object:
+    return threading.Lock()
 
 
 def test_processes_end_with_the_one_that_began_them() -> None:

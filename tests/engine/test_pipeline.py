@@ -23,7 +23,7 @@ import rasterio.shutil
 import shapely
 from affine import Affine
 
-from qgis_iic.engine import vectorization
+from qgis_iic.engine import overlap, vectorization
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.pipeline import Plan, _batches_ahead, _tile_size_within, answer, plan, run
 from qgis_iic.engine.raster import open_raster
@@ -219,8 +219,7 @@ def test_the_answer_does_not_depend_on_the_tiles(scene: Path, tmp_path: Path, de
 
 def as_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three threads that read, three processes, and batches of two tiles."""
-    for module in ("pipeline", "session"):
-        monkeypatch.setattr(f"qgis_iic.engine.{module}.ON_CPU", ())
+    monkeypatch.setattr("qgis_iic.engine.session.ON_CPU", ())
     monkeypatch.setattr("qgis_iic.engine.pipeline._PIXELS_OF_PROCESS", 1)
     monkeypatch.setattr("qgis_iic.engine.session._GPU_BATCH", 2)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
@@ -234,9 +233,13 @@ def test_the_answer_does_not_depend_on_the_workers(
     random_model(tmp_path / "model.onnx", 0)
     alone, _ = extract(scene, tmp_path / "model.onnx", tile_size=40, regularise=regularise)
     as_beside_a_gpu(monkeypatch)
+    asked = []
+    call = overlap._Process.call
+    monkeypatch.setattr(overlap._Process, "call", lambda *arguments: asked.append(1) or call(*arguments))
     together, events = extract(scene, tmp_path / "model.onnx", tile_size=40, overwrite=True, regularise=regularise)
     done = [event.done for event in events if isinstance(event, Progress)]
     assert done == sorted(done)
+    assert len(asked) > 2
     assert len(alone) > 3
     assert alone.geom_equals(together.geometry).all()
     assert alone.drop(columns="geometry").equals(together.drop(columns="geometry"))

@@ -172,3 +172,22 @@ def test_processes_of_the_engine_know_its_package() -> None:
     without_packages = ["-I", "-S", "-c", program]
     done = subprocess.run([sys.executable, *without_packages], capture_output=True, text=True, check=False, cwd="/")
     assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_other_processes_do_not_have_the_orders() -> None:
+    """They would wait for the end of what is read here, on Windows even where they do not ask."""
+    program = (
+        "import subprocess, sys\n"
+        "from qgis_iic.engine.service import _claim_standard_input\n"
+        "orders = _claim_standard_input()\n"
+        "subprocess.run([sys.executable, '-c', 'import sys; print(repr(sys.stdin.read()), flush=True)'])\n"
+        "print(repr(orders.readline()))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == "''\n"  # while the pipe is open
+    process.communicate("cancel\n", timeout=30)
+    assert process.returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import NamedTuple
 
 import numpy as np
@@ -292,3 +293,13 @@ def test_no_data_is_no_building_even_if_its_number_is_named() -> None:
     planes = np.full((3, 4, 4), 255, np.uint8)
     complete = vectorizer.complete([Strip(Window(0, 0, 4, 4), planes)])
     assert sum(len(each.components()) for each in complete) == 0
+
+
+def test_what_is_complete_can_go_to_another_process() -> None:
+    clusters = np.random.default_rng(0).choice(np.array([0, 1, 3, 255], np.uint8), (40, 30))
+    strips = (Strip(Window(0, row, 30, 10), np.stack([clusters[row : row + 10]] * 3)) for row in range(0, 40, 10))
+    before = list(Vectorizer(BUILDINGS).complete(strips))
+    after = pickle.loads(pickle.dumps(before))
+    components = [part for complete in before for part in parts(complete.components())]
+    assert len(components) > 20
+    assert [part for complete in after for part in parts(complete.components())] == components
