@@ -12,8 +12,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,28 +20,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import geopandas
 import numpy as np
 import onnx
 import onnxruntime
-import shapely
-from affine import Affine
 from inference_table import table
-from numpy.typing import NDArray
+from machine import machine, resident_peak
 from onnx import TensorProto, helper, numpy_helper
+from plain_loop import PlainLoop
 from stand_ins import write_stub, write_virtual
 
 from qgis_iic.engine.cancellation import Cancellation
-from qgis_iic.engine.pipeline import plan, run
+from qgis_iic.engine.pipeline import run
+from qgis_iic.engine.planning import plan
 from qgis_iic.engine.providers import NAMES, survey
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Window
-from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.events import Event, Result, Started
 from qgis_iic.protocol.job import Job, Source
-from qgis_iic.protocol.model_metadata import IMAGE_INPUT, OUTPUTS
 
 PROJECT = Path(__file__).resolve().parents[1]
 OUT = PROJECT / "benchmarks" / "out"
@@ -97,34 +91,6 @@ def main() -> None:
         name = "benchmarks.md" if "cpu" in providers else "benchmarks_gpu.md"
         (PROJECT / "docs" / name).write_text(text, encoding="utf-8")
     print(text)
-
-
-def machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in _lines(cpuinfo) if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "onnxruntime": onnxruntime.__version__,
-        "gpu": gpu(),
-        "usable": [name for name, problem in survey().items() if not problem],
-    }
-
-
-def gpu() -> str:
-    """Names of NVIDIA's GPUs, empty without their driver."""
-    if shutil.which("nvidia-smi") is None:
-        return ""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    return ", ".join(done.stdout.splitlines()) if done.returncode == 0 else ""
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def measured(arguments: argparse.Namespace, providers: list[str], folder: Path) -> dict[str, Any]:
@@ -277,62 +243,15 @@ def extraction(
 
 
 def naive(model: str, window: list[int] | None, provider: Any, rounds: int, folder: str) -> dict[str, Any]:
-    """One tile at a time, overlapping by 15 %, in fp32; all of the raster and of the answer in memory, then outlines.
-
-    ONNX Runtime has its own defaults. This is how plugins do it whose network answers tile by tile; the best-known,
-    Deepness, traces outlines with OpenCV as well.
-    """
+    """What users would do instead, see `plain_loop.PlainLoop`."""
     source = Source(str(SCENE), "buildings", window=tuple(window) if window else None)  # type: ignore[arg-type]
-    metadata = Session(Path(model), "cpu").metadata
-    onnxruntime.preload_dlls()
-    session = onnxruntime.InferenceSession(model, providers=[NAMES[provider]])
-    side, taken = metadata.tile_size, []
-    step = int(side * 0.85)
+    loop = PlainLoop(Path(model), provider)
+    taken = []
     for _ in range(rounds):
         begun = time.perf_counter()
-        with open_raster(SCENE) as raster:
-            made = plan(raster, source, metadata)
-            width, height = made.window.width, made.window.height
-            values, valid = made.reader.read(Window(made.window.col, made.window.row, width, height))
-        canvas = np.zeros((3, height, width), np.uint8)
-        for row in range(0, max(1, height - side + step), step):
-            for col in range(0, max(1, width - side + step), step):
-                tile = np.zeros((1, 3, side, side), np.float32)
-                part = values[:, row : row + side, col : col + side]
-                tile[0, :, : part.shape[1], : part.shape[2]] = part
-                target = canvas[:, row : row + side, col : col + side]
-                answers = session.run(list(OUTPUTS), {IMAGE_INPUT: tile})
-                target[:] = np.concatenate(answers)[:, : part.shape[1], : part.shape[2]]
-        clusters = None if metadata.decision == "probability" else metadata.building_clusters or ()
-        mask = building_mask(canvas, clusters) & valid
-        transform = made.reader.grid.transform @ Affine.translation(made.window.col, made.window.row)
-        layer = geopandas.GeoDataFrame(geometry=outlines(mask, transform), crs=made.raster.crs)
-        layer.to_file(f"{folder}/naive.gpkg", layer="buildings", driver="GPKG")
+        pixels = loop.extract(source, Path(folder) / "naive.gpkg")
         taken.append(time.perf_counter() - begun)
-    return {"provider": provider, "pixels": width * height, "seconds": min(taken), "peak_mb": peak_memory()}
-
-
-def outlines(mask: NDArray[np.bool_], transform: Affine) -> list[shapely.Polygon]:
-    """Polygons through the centres of the outermost pixels of each component, and of the pixels around its holes.
-
-    What has no three corners, a pixel or a line of them, is left out.
-
-    Args:
-        mask: bool [height, width].
-        transform: from (column, row) of pixel corners to coordinates.
-    """
-    contours, hierarchy = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    linear, offset = np.array([[transform.a, transform.d], [transform.b, transform.e]]), transform @ (0.5, 0.5)
-    shells: dict[int, NDArray[np.float64]] = {}
-    holes: dict[int, list[NDArray[np.float64]]] = {}
-    for number, contour in enumerate(contours):
-        if len(contour) >= 3:
-            ring, parent = contour[:, 0] @ linear + offset, hierarchy[0, number, 3]
-            if parent == -1:
-                shells[number] = ring
-            else:
-                holes.setdefault(parent, []).append(ring)
-    return [shapely.Polygon(shell, holes.get(number)) for number, shell in shells.items()]
+    return {"provider": provider, "pixels": pixels, "seconds": min(taken), "peak_mb": peak_memory()}
 
 
 def growth(model: str, provider: Any, precision: Any, side: int, rounds: int, folder: str) -> dict[str, Any]:
@@ -404,15 +323,6 @@ def peak_memory() -> float:
     What several of them share, such as libraries, is counted for each.
     """
     return resident_peak("self") + sum(PEAKS.values())
-
-
-def resident_peak(process: int | str | None) -> float:
-    """Largest resident set of a process so far, in MB.
-
-    What `resource` says includes that of the process that started this one, before it became a program of its own.
-    """
-    status = dict(line.split(":", 1) for line in _lines(Path(f"/proc/{process}/status")))
-    return int(status.get("VmHWM", "0").split()[0]) * 1024 / 1e6 if status else float("nan")
 
 
 def convolution_operations(path: Path, tile: Window) -> float:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,24 +18,22 @@ from qgis_iic import __version__
 from qgis_iic.engine import class_raster, geopackage
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock, timed
-from qgis_iic.engine.crs import is_on_earth
 from qgis_iic.engine.footprints import FootprintFile, complete_footprints
 from qgis_iic.engine.geopackage import BuildingLayer
 from qgis_iic.engine.outputs import allow_many_files, check_is_no_source, scratch_folder, write_errors
-from qgis_iic.engine.overlap import Workers, made_ahead, mapped, processes
+from qgis_iic.engine.overlap import made_ahead, mapped
+from qgis_iic.engine.planning import Plan, batches_ahead, cache_size, memory_for_tiles, plan, warnings_of
 from qgis_iic.engine.progress import RunProgress
-from qgis_iic.engine.providers import LARGEST_BLOCK, reserve_memory
-from qgis_iic.engine.raster import Raster, open_raster
-from qgis_iic.engine.session import Session, bytes_per_pixel
+from qgis_iic.engine.providers import reserve_memory
+from qgis_iic.engine.raster import open_raster
+from qgis_iic.engine.session import Session
 from qgis_iic.engine.stitching import strips
 from qgis_iic.engine.strip import Planes, Strip
-from qgis_iic.engine.tiling import Tile, Window, clip, tile_rows
 from qgis_iic.engine.vectorization import Complete, Vectorizer
-from qgis_iic.engine.working_grid import GridReader, working_grid
+from qgis_iic.engine.workers import Workers, processes
 from qgis_iic.protocol.errors import ModelNotMatched, OutOfMemory
 from qgis_iic.protocol.events import Emit, Layer, Result, Started, Warned
-from qgis_iic.protocol.job import Job, Source
-from qgis_iic.protocol.model_metadata import ModelMetadata
+from qgis_iic.protocol.job import Job
 from qgis_iic.protocol.names import without_secrets
 
 _SPECK = 0.5
@@ -44,106 +41,11 @@ _SPECK = 0.5
 centre here; elsewhere it differs by much less than this leaves room for, and the exact minimum is applied later."""
 
 
-_MEMORY = 1500
-"""MB that a run on a CPU may take where the job does not say."""
-
-_CACHE_SHARE = 0.08
-"""Of the memory, for decoded blocks, unless these are as wide as the raster: see `Plan.decoded_bytes`."""
-
-_OF_PROCESS = 400e6
-"""Bytes that a run takes whatever it works on, measured: half of them libraries, half arrays of a tile or some rows."""
-
-_PER_STRIP_PIXEL = 3 * 3 + 12
-"""Bytes, on a CPU: three planes of the strip that is made, of the one that waits, and of the one that is used; and,
-measured, what is traced."""
-
 _MOST_WORKERS = 8
 """Threads beside a GPU that read tiles, and as many processes that trace outlines and make footprints."""
 
 _PIXELS_OF_PROCESS = 4_000_000
 """Of a source, for each process: tracing so many takes half as long as a process takes to begin."""
-
-_LARGEST_TILE = 2
-"""Times the model's own side, of a square one, where the job does not say how much memory there is: still larger tiles
-save some percent of the work, and there is word of a run, and an end to it, between tiles."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be done with one source.
-
-    Attributes:
-        reader: of its working grid.
-        window: that was asked for, in working pixels.
-        rows: of tiles, all of the same length.
-    """
-
-    reader: GridReader
-    window: Window
-    rows: Sequence[tuple[Tile, ...]]
-
-    @property
-    def raster(self) -> Raster:
-        return self.reader.raster
-
-    @property
-    def pixel(self) -> tuple[float, float]:
-        """Width and height of a working pixel on the ground, in metres."""
-        (width, height), (scale_x, scale_y) = self.raster.gsd, self.reader.grid.scale
-        return width * scale_x, height * scale_y
-
-    @property
-    def tiles(self) -> int:
-        return len(self.rows) * len(self.rows[0])
-
-    @property
-    def decoded_bytes(self) -> float:
-        """What has to stay decoded so that no block is decoded again for the next tile of a row."""
-        height: float = self.rows[0][0].window.height * self.reader.grid.scale[1]
-        return (height + 2 * self.raster.block_height) * self.raster.decoded_row
-
-
-def plan(
-    raster: Raster,
-    source: Source,
-    metadata: ModelMetadata,
-    tile_size: int | None = None,
-    memory: int | None = None,
-    of_pixel: int | None = None,
-) -> Plan:
-    """Bands, working grid and tiles of an open raster.
-
-    Args:
-        raster: open.
-        source: says what of it.
-        metadata: of the model.
-        tile_size: as the job has it; None for what `memory` allows.
-        memory: as the job has it.
-        of_pixel: what `Session.bytes_per_pixel` says; None for what a CPU takes.
-
-    Raises:
-        ModelBandsMismatch, SourceUnsuitable, WindowOutside, JobInvalid, SourceCorrupt
-    """
-    bands = source.bands or raster.default_bands(metadata.bands)
-    raster.check_bands(bands, metadata.bands)
-    grid = working_grid(raster, metadata.gsd, metadata.gsd_range)
-    window = Window(*source.window) if source.window else Window(0, 0, raster.width, raster.height)
-    window = grid.from_source(clip(window, raster.width, raster.height))
-    moments = None if raster.dtype_of(bands) == metadata.dtype else (metadata.mean, metadata.std)
-    by_area = tile_size is None
-    if tile_size is None:
-        of_row = _PER_STRIP_PIXEL * window.width + raster.decoded_row * grid.scale[1]
-        tile_size = _tile_size_within(memory, metadata, of_row, of_pixel or bytes_per_pixel(metadata))
-    rows = tile_rows(
-        grid.width,
-        grid.height,
-        window,
-        tile_size=tile_size,
-        halo=metadata.halo,
-        stride=metadata.stride,
-        by_area=by_area,
-    )
-    return Plan(GridReader(raster, grid, bands, moments), window, rows)
 
 
 def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
@@ -181,8 +83,7 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
         else:
             for each in plans:
                 geopackage.check_crs(each.raster)
-        cache = max(_CACHE_SHARE * (job.memory or _MEMORY) * 1e6, *(each.decoded_bytes for each in plans))
-        resources.enter_context(rasterio.Env(GDAL_CACHEMAX=int(cache)))
+        resources.enter_context(rasterio.Env(GDAL_CACHEMAX=int(cache_size(plans, job.memory))))
         emit(Started(session.provider, str(session.path), sum(each.tiles for each in plans)))
         for warning in (text for each in plans for text in warnings_of(each, session.metadata)):
             emit(Warned(warning))
@@ -200,7 +101,7 @@ def run(job: Job, emit: Emit, cancellation: Cancellation) -> Result:
 
 
 def _session(job: Job, clock: Clock) -> Session:
-    reserve_memory(int(_left(job.memory)))
+    reserve_memory(int(memory_for_tiles(job.memory)))
     with clock.stage("model"):
         session = Session(Path(job.model), job.provider, job.building_clusters, job.precision, job.tile_size)
     if job.task == "extract" and session.decision == "clusters" and session.building_clusters is None:
@@ -209,38 +110,6 @@ def _session(job: Job, clock: Clock) -> Session:
             "Match them with a few examples first: `iic match`, or Match clusters to buildings in Processing."
         )
     return session
-
-
-def _tile_size_within(memory: int | None, metadata: ModelMetadata, of_row: float, of_pixel: int) -> int:
-    """Largest side of a tile for which a run on a CPU stays within `memory` MB.
-
-    A row of pixels takes `of_row` bytes, and a pixel of a tile `of_pixel`, the latter in one block for all. The larger
-    the tiles, the less is seen twice, and a pixel takes as long in tiles of any size.
-    """
-    side = int((math.sqrt(of_row**2 + 4 * of_pixel * _left(memory)) - of_row) / (2 * of_pixel))
-    side = min(side, math.isqrt(LARGEST_BLOCK // of_pixel))
-    side = max(side // metadata.stride * metadata.stride, 4 * metadata.halo)
-    return min(side, _LARGEST_TILE * metadata.tile_size) if memory is None else side
-
-
-def _left(memory: int | None) -> float:
-    """Bytes of a run's memory, in MB, for tiles and strips."""
-    return (1 - _CACHE_SHARE) * (memory or _MEMORY) * 1e6 - _OF_PROCESS
-
-
-def _batches_ahead(session: Session, made: Plan, memory: int | None) -> int:
-    """How many batches are read before their turn.
-
-    On a CPU it is one: the network's tiles are as large as the memory allows. On a GPU it is a row of tiles, since what
-    has to be decoded for the first of them may serve all, or as much of it as the memory has room for.
-    """
-    if session.on_cpu:
-        return 1
-    row = made.rows[0]
-    tile = row[0].window
-    of_batch = session.batch_size * tile.width * tile.height * (4 * len(made.reader.bands) + 1)
-    room = _left(memory) - _PER_STRIP_PIXEL * made.window.width * tile.height - made.decoded_bytes
-    return max(1, min(-(-len(row) // session.batch_size), int(room / of_batch) - 1))
 
 
 def _workers(session: Session) -> int:
@@ -272,37 +141,11 @@ def _check_output(job: Job) -> None:
         class_raster.check_target(output, overwrite=job.overwrite)
 
 
-def warnings_of(made: Plan, metadata: ModelMetadata) -> Iterator[str]:
-    """What a user should know of how the model sees the raster."""
-    raster, scale = made.raster, made.reader.grid.scale
-    if raster.crs is None:
-        yield f"{raster.path} has no coordinate reference system: its coordinates are taken as metres."
-    elif not is_on_earth(raster.crs):
-        yield (
-            f"{raster.path} is in {raster.crs.name}, which is neither geographic nor projected: its coordinates are "
-            "taken as metres."
-        )
-    if scale != (1.0, 1.0):
-        own = max(raster.gsd)
-        yield f"{raster.path} has {own:.2f} m pixels; it is resampled to the {metadata.gsd:.2f} m that the model knows."
-    dtype = raster.dtype_of(made.reader.bands)
-    if not made.reader.is_matched:
-        yield (
-            f"{raster.path} holds {dtype} values and the model knows {metadata.dtype}, and next to no data was found "
-            "to bring them to its contrast by: they are taken as they are. Cut the part with data out of it first."
-        )
-    elif dtype != metadata.dtype:
-        yield (
-            f"{raster.path} holds {dtype} values and the model knows {metadata.dtype}: "
-            "each band is brought to the mean and contrast that the model was trained on."
-        )
-
-
 def _strips(
     job: Job, session: Session, made: Plan, clock: Clock, progress: RunProgress
 ) -> closing[Generator[Strip, None, None]]:
     """The network's answer from top to bottom, each strip made while the one before is used."""
-    ahead, workers = _batches_ahead(session, made, job.memory), _workers(session)
+    ahead, workers = batches_ahead(session, made, job.memory), _workers(session)
     advance = progress.of(made.raster.path)
     return closing(made_ahead(strips(session, made.reader, made.rows, clock, advance, ahead, workers)))
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from qgis_iic.engine.clock import Clock
-from qgis_iic.engine.overlap import made_ahead, mapped, threads
+from qgis_iic.engine.overlap import made_ahead, mapped
 from qgis_iic.engine.raster import Floats, Mask
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.strip import Planes, Strip
 from qgis_iic.engine.tiling import Tile, Window
+from qgis_iic.engine.workers import threads
 from qgis_iic.engine.working_grid import GridReader
 from qgis_iic.protocol.model_metadata import NODATA, OUTPUTS
 
@@ -45,19 +46,16 @@ def strips(
     read = made_ahead(_read(session, reader, rows, clock, workers), ahead)
     with closing(made_ahead(_answered(session, read, clock))) as answered:
         coming, strip = map(_strip_of, rows), None
-        for batch, answers in answered:
-            advance(len(batch.tiles))
+        for tiles, answers in answered:
+            advance(len(tiles))
             of_tiles = iter(answers)
-            for tile, valid in batch.tiles:
+            for tile, valid in tiles:
                 strip = strip or next(coming)
                 if valid is not None:
                     _keep_core(tile, valid, next(of_tiles), strip)
                 if tile.core.col_stop == strip.window.col_stop:
                     yield strip
                     strip = None
-
-
-_NO_VALUES = np.zeros((0, 0, 0, 0), np.float32)
 
 
 class _Read(NamedTuple):
@@ -129,8 +127,8 @@ def _read(
 
 def _answered(
     session: Session, batches: Generator[_Batch, None, None], clock: Clock
-) -> Generator[tuple[_Batch, Planes], None, None]:
-    """Batches, rid of their values, and what the network says of each of these, uint8 [N, 3, H, W]."""
+) -> Generator[tuple[list[_Read], Planes], None, None]:
+    """The tiles of each batch, and what the network says of those with values, uint8 [`count` or more, 3, H, W]."""
     with closing(batches):
         for batch in batches:
             answers = np.zeros((0, len(OUTPUTS), 1, 1), np.uint8)
@@ -138,7 +136,7 @@ def _answered(
                 size = session.batch_size  # which gets smaller where memory is short
                 with clock.stage("network"):
                     answers = session.run(batch.values[: -(-batch.count // size) * size])
-            yield replace(batch, values=_NO_VALUES), answers
+            yield batch.tiles, answers
 
 
 def _strip_of(row: Sequence[Tile]) -> Strip:

@@ -1,14 +1,12 @@
 """From strips of a class raster to pixel-edge polygons: those of the whole raster, but for what is too large for one.
 
-Buildings are the 4-connected components of the building mask, which the clusters or the probability make. Outlines turn
-at corners: vertices of the pixel grid around which one or three of four pixels are buildings, or two that touch there
-only. Each part of a strip gives the corners along the upper edges of its rows, seen with the last row of the part
-before, so that they are those of the whole raster, and several parts can be worked on together. What neither end of a
-part touches is finished there. The corners of the rest wait, and are joined once as many have come as were left the
-last time: each is moved a few times at most, however long its component stays open. Where too many are left, as where a
-mask is one component from end to end, the components with the most are cut off along the row that has been reached,
-which depends on the strips, and on whether there are workers. Between its corners an outline is straight: reading them
-by rows pairs the ends of all its horizontal edges, and sorting them by columns those of its vertical ones.
+Buildings are the 4-connected components of the building mask, which the clusters or the probability make. Their
+outlines are traced from corners (`tracing.py`): each part of a strip gives those along the upper edges of its rows,
+seen with the last row of the part before, so that they are those of the whole raster, and several parts can be worked
+on together. What neither end of a part touches is finished there. The corners of the rest wait, and are joined once as
+many have come as were left the last time: each is moved a few times at most, however long its component stays open.
+Where too many are left, as where a mask is one component from end to end, the components with the most are cut off
+along the row that has been reached, which depends on the strips, and on whether there are workers.
 """
 
 from __future__ import annotations
@@ -23,16 +21,16 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
-from scipy.sparse.csgraph import breadth_first_order, connected_components
+from scipy.sparse.csgraph import connected_components
 
 from qgis_iic.engine.clock import Clock, timed
-from qgis_iic.engine.overlap import Workers, mapped
+from qgis_iic.engine.overlap import mapped
 from qgis_iic.engine.strip import Planes, Strip
 from qgis_iic.engine.tiling import Window
+from qgis_iic.engine.tracing import Ints, Labels, corners_of, outlines
+from qgis_iic.engine.workers import Workers
 from qgis_iic.protocol.model_metadata import LEAST_BUILDING_PROBABILITY, NODATA, PROBABILITY_SCALE
 
-Ints = NDArray[np.int64]
-Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
 _PIXELS_AT_ONCE = 1_000_000
@@ -45,23 +43,6 @@ _PIXELS_OF_WORKER = 4_000_000
 _MOST_CORNERS = 1_000_000
 """Corners that a joining may leave; up to as many again come before the next one. A building has some dozens, and only
 those that are open at the same row wait together."""
-
-_ROW_BIT, _COLUMN_BIT = 32, 4
-"""A corner is one int64: from these bits up row and column of the vertex, in working pixels of the whole raster, below
-them which of the four pixels around it are of its component. So corners rise by rows, and in these by columns."""
-
-_NORTH_WEST, _SOUTH_WEST, _NORTH_EAST, _SOUTH_EAST = 1, 2, 4, 8
-"""Bits of the four pixels around a vertex. Of two that touch there, the one with the lower bit is on the left."""
-
-_PIXELS = np.arange(16)
-_LOWEST = np.argmax(_PIXELS[:, None] >> np.arange(4) & 1, axis=1)
-"""Number of the lowest bit that is set."""
-_TOUCHES = np.isin(_PIXELS, [_NORTH_WEST | _SOUTH_EAST, _NORTH_EAST | _SOUTH_WEST])
-_CORNER = np.isin(_PIXELS, [1, 2, 4, 8, 7, 11, 13, 14]) | _TOUCHES
-_DOWN = np.isin(_PIXELS, [_SOUTH_WEST, _SOUTH_EAST, 15 - _SOUTH_WEST, 15 - _SOUTH_EAST])
-"""Whether the vertical edge that ends at a corner lies below."""
-_ACROSS = np.isin(_PIXELS, [_NORTH_WEST, _SOUTH_EAST, 15 - _NORTH_EAST, 15 - _SOUTH_WEST])
-"""Whether the outline, which has its inside on the right, goes on by the horizontal edge."""
 
 
 def building_mask(planes: Planes, building_clusters: Sequence[int] | None) -> Mask:
@@ -139,7 +120,7 @@ class _Closed:
 
     def components(self, smallest: float) -> Components:
         """Those whose outline has at least so many pixels inside, holes counted."""
-        polygons, numbers = _outlines(self.corners, self.labels, smallest)
+        polygons, numbers = outlines(self.corners, self.labels, smallest)
         return _components(polygons, self.votes[numbers], self.probability[numbers])
 
 
@@ -180,7 +161,7 @@ class _Part:
     Attributes:
         above: int32 [width], their numbers along the last row before, 0 between them.
         below: int32 [width], the same along the last of the rows.
-        corners: int64 [n], rising, see `_ROW_BIT`.
+        corners: int64 [n], rising, see `tracing`.
         labels: int32 [n], the component that each corner is of.
         votes: pixels per component and cluster, int64 [components, clusters].
         probability: 0 to 254 a pixel, added up, float64 [components].
@@ -305,7 +286,7 @@ class Vectorizer:
         self.cut_off += int(np.count_nonzero(is_cut))
         below = np.where(is_cut[left.below], np.int32(0), left.below)
         labels = np.pad(np.stack([left.below, below]), ((0, 0), (1, 1)))
-        edges, of_edge = _corners((labels > 0).astype(np.uint8), labels, window.col, window.row_stop)
+        edges, of_edge = corners_of((labels > 0).astype(np.uint8), labels, window.col, window.row_stop)
         edge = _Part(left.below, below, edges, of_edge, np.zeros_like(left.votes), np.zeros_like(left.probability))
         return _joined([left, edge])
 
@@ -318,12 +299,12 @@ def _cut(rows: _Rows, building_clusters: Sequence[int] | None, smallest: float) 
     inside[:, 1:-1] = mask
     labels = np.empty(inside.shape, np.int32)
     count = ndimage.label(inside, output=labels)
-    corners, of_corner = _corners(inside, labels, col, row)
+    corners, of_corner = corners_of(inside, labels, col, row)
     reaches = np.zeros(count + 1, np.bool_)
     reaches[labels[0]] = reaches[labels[-1]] = True
     reaches[0] = False
     waits = reaches[of_corner]
-    polygons, numbers = _outlines(corners[~waits], of_corner[~waits], smallest)
+    polygons, numbers = outlines(corners[~waits], of_corner[~waits], smallest)
 
     kept = np.concatenate([numbers, np.flatnonzero(reaches)])
     rank = np.zeros(count + 1, np.int32)  # from 1 up, those that are complete first
@@ -378,106 +359,6 @@ def _joined(parts: Sequence[_Part]) -> tuple[_Closed, _Part]:
 def _components(polygons: NDArray[np.object_], votes: Ints, probability: NDArray[np.float64]) -> Components:
     pixels = votes.sum(axis=1)
     return Components(polygons, votes.argmax(axis=1), pixels, probability / (PROBABILITY_SCALE * pixels))
-
-
-def _corners(inside: NDArray[np.uint8], labels: Labels, col: int, row: int) -> tuple[Ints, Labels]:
-    """Corners at the vertices between rows, see `_ROW_BIT`, and the label that each is of.
-
-    Args:
-        inside: 1 in buildings, else 0; [height + 1, width + 2], a column of 0 at each side.
-        labels: of its components.
-        col, row: of the vertex at the left end of the first row of vertices.
-    """
-    stride = inside.shape[1]
-    # Vertices by the place of their north-west pixel; those at the ends of the rows have no building around.
-    flat = inside.ravel()
-    to = (0, stride, 1, stride + 1)  # from there to the other pixels, in the order of their bits
-    length = flat.size - stride - 1
-    around = flat[:length].copy()
-    for bit in (1, 2, 3):
-        around |= flat[to[bit] : to[bit] + length] << bit
-    places = np.flatnonzero(_CORNER.take(around))
-    pixels = around[places]
-    touches = _TOUCHES[pixels]
-    # Where two pixels touch, each has a corner of its own.
-    first = np.flatnonzero(touches) + np.arange(np.count_nonzero(touches))
-    places, pixels = np.repeat(places, touches + 1), np.repeat(pixels, touches + 1)
-    pixels[first] &= -pixels[first]  # the lowest bit
-    pixels[first + 1] ^= pixels[first]
-    y, x = np.divmod(places, stride)
-    corners = (y + row) << _ROW_BIT | (x + col) << _COLUMN_BIT | pixels
-    return corners, labels.ravel()[places + np.array(to)[_LOWEST[pixels]]]
-
-
-def _outlines(corners: Ints, labels: Labels, smallest: float) -> tuple[NDArray[np.object_], Ints]:
-    """Polygons of whole components of at least `smallest` pixels, holes counted, and their labels, rising."""
-    if len(corners) == 0:
-        return np.zeros(0, np.object_), np.zeros(0, np.int64)
-    y, x = corners >> _ROW_BIT, corners >> _COLUMN_BIT & (1 << _ROW_BIT - _COLUMN_BIT) - 1
-    left, top = x.min(), y[0]
-    x, y = x - left, y - top
-    onward = _next_corner(corners, labels, x, y)
-    ring, order = _rings(onward)
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    area = np.bincount(ring, x * y[onward] - x[onward] * y) / 2  # of shells positive, of holes negative
-    label = np.zeros(len(area), np.int64)
-    label[ring] = labels
-    is_shell = area > 0
-    is_kept = np.zeros(label.max() + 1, np.bool_)
-    is_kept[label[is_shell & (area >= smallest)]] = True
-    kept_rings = is_kept[label]
-
-    order = order[kept_rings[ring[order]]]
-    rank = np.cumsum(kept_rings) - 1
-    vertices = np.stack([x[order] + left, y[order] + top], axis=1)
-    rings = shapely.linearrings(vertices, indices=rank[ring[order]])
-    label, is_shell = label[kept_rings], is_shell[kept_rings]
-    shell_first = np.lexsort([~is_shell, label])
-    numbers, polygon = np.unique(label[shell_first], return_inverse=True)
-    if len(numbers) == 0:
-        return np.zeros(0, np.object_), numbers
-    return shapely.polygons(rings[shell_first], indices=polygon), numbers
-
-
-def _next_corner(corners: Ints, labels: Labels, x: Ints, y: Ints) -> Ints:
-    """Index of the corner that follows each along its outline, inside on the right.
-
-    Where pixels of one component touch at a vertex, the outline goes over from one to the other: the ground that they
-    close in is then a hole that meets the shell in a point, as a valid polygon has it, and not a shell that meets
-    itself.
-    """
-    pixels = corners & 15
-    goes_over = np.zeros(len(corners), np.bool_)
-    vertex = corners >> _COLUMN_BIT
-    first = np.flatnonzero((vertex[1:] == vertex[:-1]) & (labels[1:] == labels[:-1]))
-    goes_over[first] = goes_over[first + 1] = True
-    down = _DOWN[pixels] ^ goes_over
-    by_columns = np.argsort((x * (y[-1] + 1) + y) * 2 + down)
-    # The ends of the edges, in the order of their places, are first and last ones by turns.
-    partners = np.arange(len(corners)) ^ 1
-    vertical = np.empty_like(partners)
-    vertical[by_columns] = by_columns[partners]
-    return np.where(_ACROSS[pixels], partners, vertical)
-
-
-def _rings(onward: Ints) -> tuple[Labels, Ints]:
-    """The cycles of a permutation: number of each element's cycle, and all elements, cycle by cycle in their order."""
-    count = len(onward)
-    everyone = np.arange(count)
-
-    def graph(successors: Ints) -> sparse.csr_array:
-        return sparse.csr_array((np.ones(count, np.int8), successors, np.arange(count + 1)), shape=(count, count))
-
-    number, ring = connected_components(graph(onward), directed=True, connection="weak")
-    first = np.zeros(number, np.int64)
-    first[ring[::-1]] = everyone[::-1]
-    before = np.empty_like(onward)
-    before[onward] = everyone
-    # Each cycle's end led on to the next cycle's begin, one walk passes through all of them.
-    chained = onward.copy()
-    chained[before[first]] = np.roll(first, -1)
-    order: Ints = breadth_first_order(graph(chained), first[0], return_predecessors=False)
-    return ring, order
 
 
 def _sums(ranks: Labels, planes: Planes, count: int) -> tuple[Ints, NDArray[np.float64]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
-from qgis_iic.engine.pipeline import warnings_of
+from qgis_iic.engine.planning import warnings_of
 from qgis_iic.engine.progress import RunProgress, tell_step
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Window

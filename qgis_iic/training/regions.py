@@ -13,7 +13,8 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
-from qgis_iic.engine.pipeline import Plan, answer, plan
+from qgis_iic.engine.pipeline import answer
+from qgis_iic.engine.planning import Plan, plan
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.tiling import Tile, Window

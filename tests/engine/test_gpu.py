@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from qgis_iic.engine import providers
 from qgis_iic.engine.cancellation import Cancellation
-from qgis_iic.engine.pipeline import plan, run
+from qgis_iic.engine.pipeline import run
+from qgis_iic.engine.planning import plan
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.vectorization import building_mask

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qgis_iic.engine.clock import Clock
-from qgis_iic.engine.pipeline import plan
+from qgis_iic.engine.planning import plan
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session
 from qgis_iic.engine.stitching import strips

@@ -15,10 +15,10 @@ from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
 from qgis_iic.engine import vectorization
-from qgis_iic.engine.overlap import threads
 from qgis_iic.engine.strip import Strip
 from qgis_iic.engine.tiling import Window
 from qgis_iic.engine.vectorization import Components, Vectorizer, building_mask
+from qgis_iic.engine.workers import threads
 
 BUILDINGS = (1, 3)
 

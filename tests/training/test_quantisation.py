@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from qgis_iic.engine.pipeline import answer, plan
+from qgis_iic.engine.pipeline import answer
+from qgis_iic.engine.planning import plan
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.session import Session, model_file, sibling
 from qgis_iic.engine.tiling import Window
