@@ -21,7 +21,7 @@ _MEMORY = 1500
 _CACHE_SHARE = 0.08
 """Of the memory, for decoded blocks, unless these are as wide as the raster: see `Plan.decoded_bytes`."""
 
-_OF_PROCESS = 400e6
+_OF_PROCESS = 460e6
 """Bytes that a run takes whatever it works on, measured: half of them libraries, half arrays of a tile or some rows."""
 
 _PER_STRIP_PIXEL = 3 * 3 + 12
