@@ -56,18 +56,17 @@ def bytes_per_pixel(metadata: ModelMetadata, in_one_block: bool = True) -> int:
     """What ONNX Runtime takes for each pixel of a tile, in bytes: upsampled logits, and layers as wide as the network.
 
     Measured on a CPU with heads that see several layers, at the full width and a quarter of it, in int8 and in fp32. In
-    int8 the logits, which stay floating-point numbers, decide. A model that does not say how wide it is, is taken for
-    one of the full width.
+    int8 both take about the same: the logits, which stay floating-point numbers, decide. A model that does not say how
+    wide it is, is taken for one of the full width.
 
     Args:
         metadata: of the model.
         in_one_block: see `providers.reserve_memory`; else memory is taken piece by piece, as on GPUs and by OpenVINO.
     """
-    width: float = metadata.training.get("config", {}).get("network", {}).get("width", 1.0)
     if metadata.precision.get("kind") == "int8":
-        logits, layers = (640, 0) if in_one_block else (1010, 0)
-    else:
-        logits, layers = (440, 1650) if in_one_block else (450, 1950)
+        return 640 if in_one_block else 1010
+    width: float = metadata.training.get("config", {}).get("network", {}).get("width", 1.0)
+    logits, layers = (440, 1650) if in_one_block else (450, 1950)
     return int(logits + layers * width)
 
 
