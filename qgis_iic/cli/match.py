@@ -117,7 +117,7 @@ def _found(matched: ModelMetadata) -> Iterator[str]:
         f"that are labelled {judged} of them are buildings."
     )
     yield f"Building clusters: {_listed(matched)}"
-    yield f"On these labels: IoU {record['iou']:.3f}, accuracy {record['accuracy']:.3f}"
+    yield f"Clusters on these labels: IoU {record['iou']:.3f}, accuracy {record['accuracy']:.3f}"
     if "head" in record:
         yield f"Probe on these labels: IoU {record['head']['iou']:.3f}, accuracy {record['head']['accuracy']:.3f}"
     spread = record.get("spread")
@@ -125,6 +125,6 @@ def _found(matched: ModelMetadata) -> Iterator[str]:
         yield "There are too few labels to leave some out and see how it does on them."
     else:
         yield (
-            f"On labels left out, {spread['draws']} draws from {spread['units']} {spread['kind']}: "
+            f"Clusters on labels left out, {spread['draws']} draws from {spread['units']} {spread['kind']}: "
             f"IoU {spread['iou']:.3f} ± {spread['deviation']:.3f}"
         )

@@ -12,6 +12,13 @@ def is_on_earth(crs: pyproj.CRS | None) -> TypeGuard[pyproj.CRS]:
     return crs is not None and (crs.is_geographic or crs.is_projected)
 
 
+def are_one(crs: pyproj.CRS | None, other: pyproj.CRS | None) -> bool:
+    """Whether coordinates in both mean the same, as is taken for granted where one is not known, or none on Earth."""
+    if crs is None or other is None or crs == other:
+        return True
+    return not is_on_earth(crs) and not is_on_earth(other)
+
+
 def geod_of(crs: pyproj.CRS) -> pyproj.Geod:
     """Its ellipsoid, that of WGS 84 where it names none."""
     return crs.get_geod() or pyproj.Geod(ellps="WGS84")

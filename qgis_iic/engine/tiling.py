@@ -47,6 +47,10 @@ class Window:
             return None
         return Window.spanning(col, row, col_stop, row_stop)
 
+    def grown(self, margin: int) -> Window:
+        """With so many pixels more on each side."""
+        return Window.spanning(self.col - margin, self.row - margin, self.col_stop + margin, self.row_stop + margin)
+
     def slices_in(self, outer: Window) -> tuple[slice, slice]:
         """Row and column slices that cut this window out of an array that covers `outer`."""
         row, col = self.row - outer.row, self.col - outer.col

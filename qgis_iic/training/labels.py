@@ -11,10 +11,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
-import pyogrio
 import pyproj
 import rasterio
 import shapely
@@ -23,33 +23,25 @@ from numpy.typing import NDArray
 from pyproj.enums import TransformDirection
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.features import rasterize
-from rasterio.warp import Resampling, reproject
+from rasterio.warp import Resampling, reproject, transform_bounds
+from rasterio.windows import Window as RasterioWindow
 from shapely import Polygon
 
-from qgis_iic.engine.crs import is_on_earth, to_geographic
-from qgis_iic.engine.outputs import is_taken_as_it_is
+from qgis_iic.engine.crs import are_one
 from qgis_iic.engine.raster import Raster
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid
+from qgis_iic.training.label_features import ATTRIBUTE, read_areas, read_features
 
 BUILDING = 1
 BACKGROUND = 0
 UNLABELLED = 255
 
-ATTRIBUTE = "building"
-"""Column that says whether a feature is one; the features of a layer without it all are."""
-
-POINT_RADIUS = 1.0
-"""Metres around a point that it labels, and its own pixel: little enough to stay on a small roof, enough to hold some
-pixels of it."""
-
 BLOCK = 512
 """Pixels along each side of the squares into which scattered labels are parted; a tile of the network holds one."""
 
-_POLYGONS = ("Polygon", "MultiPolygon")
-_POINTS = ("Point", "MultiPoint")
-_YES = ("1", "true", "yes")
-_NO = ("0", "false", "f", "no", "n", "none")
+_MARGIN = 2
+"""Pixels around a grid and around what it covers of a label raster that are read as well."""
 
 Labels = NDArray[np.uint8]
 Bounds = tuple[float, float, float, float]
@@ -64,7 +56,7 @@ def labelled_window(raster: Raster, labels: Path, area: Path | None) -> Window:
         LabelsInvalid: the labels can't be read, or lie outside the raster.
     """
     bounds, crs = _extent(labels, area, raster.crs)
-    if crs is not None:
+    if crs is not None and not are_one(raster.crs, crs):
         try:
             bounds = _within(raster, bounds, crs)
         except pyproj.exceptions.ProjError as error:
@@ -99,7 +91,7 @@ def labelled_blocks(raster: Raster, labels: Path, area: Path | None, within: Win
     if inside is None:
         raise outside
     window = inside
-    features = _placed(_read_features, labels, raster.crs) if area is None else _placed(_read_areas, area, raster.crs)
+    features = _placed(read_features, labels, raster.crs) if area is None else _placed(read_areas, area, raster.crs)
     covered = (_covered(raster, tuple(bounds)) for bounds in features.bounds.itertuples(index=False))
     parts = [part for each in covered if each is not None for part in [each.intersection(window)] if part is not None]
     if not parts:
@@ -145,7 +137,7 @@ def _within(raster: Raster, bounds: Bounds, crs: pyproj.CRS) -> Bounds:
     Labels may reach to where the raster's CRS has no coordinates, or say that they do by mistake: compared is where
     both have some, on the raster's own ground.
     """
-    to_labels = pyproj.Transformer.from_crs(raster.crs or crs, crs, always_xy=True)
+    to_labels = pyproj.Transformer.from_crs(raster.crs, crs, always_xy=True)
     corners = [raster.transform @ (col, row) for col in (0, raster.width) for row in (0, raster.height)]
     x, y = zip(*corners, strict=True)
     left, bottom, right, top = to_labels.transform_bounds(min(x), min(y), max(x), max(y))
@@ -158,14 +150,14 @@ def _within(raster: Raster, bounds: Bounds, crs: pyproj.CRS) -> Bounds:
 
 
 def _in_crs(features: geopandas.GeoDataFrame, crs: pyproj.CRS | None) -> geopandas.GeoDataFrame:
-    """The features in `crs`, without those that have no place there; as they are where one of the two is not known."""
-    if features.crs is None or crs is None:
+    """The features in `crs`, without those that have no place there."""
+    if are_one(features.crs, crs):
         return features
     moved = features.to_crs(crs)
     return moved[np.isfinite(moved.bounds).all(axis=1)]
 
 
-def _covered(raster: Raster, bounds: Bounds) -> Window | None:
+def _covered(raster: Raster | rasterio.DatasetReader, bounds: Bounds) -> Window | None:
     """The pixels that bounds in the raster's CRS cover, one at least; None where they lie outside."""
     if not all(map(math.isfinite, bounds)):
         return None
@@ -196,7 +188,7 @@ def read_labels(
     Args:
         labels: polygons and points in any format that OGR reads, or a raster coded as above. The column `building`
             says 1, true or yes, or 0, false or no; other words, as OpenStreetMap has them (`house`), are buildings.
-        area: polygons within which every building has its footprint; not used with a label raster.
+        area: polygons within which every building has its footprint; None with a label raster.
         transform, shape, crs: of the grid.
 
     Raises:
@@ -205,7 +197,7 @@ def read_labels(
     """
     if is_raster(labels):
         return _resample(labels, transform, shape, crs)
-    features = _placed(_read_features, labels, crs)
+    features = _placed(read_features, labels, crs)
     building = features[ATTRIBUTE]
     near = _near(features, transform, shape)
     inside = _burn(near[near[ATTRIBUTE]], transform, shape)
@@ -215,7 +207,7 @@ def read_labels(
                 f"{labels} marks buildings by points, and all else in {area} would count as background, their own "
                 "roofs included. Draw their footprints, or leave out the area and mark other ground as well."
             )
-        outside = _burn(_near(_placed(_read_areas, area, crs), transform, shape), transform, shape)
+        outside = _burn(_near(_placed(read_areas, area, crs), transform, shape), transform, shape)
         inside &= outside
     elif building.all():
         raise LabelsInvalid(
@@ -245,11 +237,14 @@ def is_raster(path: Path) -> bool:
 def _extent(labels: Path, area: Path | None, crs: pyproj.CRS | None) -> tuple[Bounds, pyproj.CRS | None]:
     if is_raster(labels):
         with rasterio.open(labels) as dataset:
-            own = pyproj.CRS.from_wkt(dataset.crs.to_wkt()) if dataset.crs else None
             left, bottom, right, top = dataset.bounds
-            return (left, min(bottom, top), right, max(bottom, top)), own
-    frame = _read_features(labels, crs) if area is None else _read_areas(area, crs)
+            return (left, min(bottom, top), right, max(bottom, top)), _crs_of(dataset)
+    frame = read_features(labels, crs) if area is None else read_areas(area, crs)
     return tuple(frame.total_bounds), frame.crs
+
+
+def _crs_of(dataset: rasterio.DatasetReader) -> pyproj.CRS | None:
+    return pyproj.CRS.from_wkt(dataset.crs.to_wkt()) if dataset.crs else None
 
 
 def _placed(read: Reading, path: Path, crs: pyproj.CRS | None) -> geopandas.GeoDataFrame:
@@ -270,82 +265,6 @@ def _near(features: geopandas.GeoDataFrame, transform: Affine, shape: tuple[int,
     return features.iloc[features.sindex.query(Polygon(corners))]
 
 
-def _read_areas(path: Path, _: pyproj.CRS | None) -> geopandas.GeoDataFrame:
-    return _read(path, _POLYGONS)
-
-
-def _read(path: Path, types: tuple[str, ...]) -> geopandas.GeoDataFrame:
-    """The features of these geometry types, or the parts of them that are."""
-    if not is_taken_as_it_is(path):
-        raise LabelsInvalid(
-            f"The labels in {path} can't be read: the library takes part of that name for an archive or an "
-            "address. Take these out of it, and out of its folders: ! ; ?"
-        )
-    try:
-        layers = [name for name, geometry in pyogrio.list_layers(path) if geometry is not None]
-        frame = geopandas.read_file(path, layer=layers[0] if layers else None)
-    except Exception as error:  # pyogrio, pyproj and missing files each raise their own
-        raise LabelsInvalid(f"The labels in {path} can't be read: {error}.") from error
-    if len(layers) > 1:
-        raise LabelsInvalid(f"{path} holds several layers ({', '.join(layers)}). Export the one that is meant.")
-    if not isinstance(frame, geopandas.GeoDataFrame):
-        raise LabelsInvalid(f"The labels in {path} have no geometry.")
-    frame.geometry = frame.geometry.force_2d()  # a height that is not a number would take the place with it
-    frame = frame.explode(ignore_index=True)  # collections, too, have parts
-    found = frame[frame.geometry.notna() & frame.geom_type.isin(types) & ~frame.geometry.is_empty]
-    if len(found) == 0:
-        raise LabelsInvalid(f"{path} holds no polygons{' and no points' if _POINTS[0] in types else ''}.")
-    return found
-
-
-def _read_features(path: Path, crs: pyproj.CRS | None) -> geopandas.GeoDataFrame:
-    """What a layer labels, as polygons in its own CRS, or in `crs` where it has none.
-
-    Returns:
-        The bool columns `building` and `is_point`, and the geometry, discs for points.
-    """
-    frame = _read(path, _POLYGONS + _POINTS)
-    if frame.crs is None and crs is not None:
-        frame = frame.set_crs(crs)
-    is_point = frame.geom_type.isin(_POINTS).to_numpy()
-    geometry = frame.geometry.copy()
-    if is_point.any():
-        try:
-            geometry[is_point] = _discs(geometry[is_point])
-        except pyproj.exceptions.ProjError as error:
-            raise LabelsInvalid(f"The points in {path} do not fit their coordinate system: {error}.") from error
-    return geopandas.GeoDataFrame(
-        {ATTRIBUTE: _is_building(frame, path), "is_point": is_point}, geometry=geometry.to_numpy(), crs=frame.crs
-    )
-
-
-def _is_building(frame: geopandas.GeoDataFrame, path: Path) -> NDArray[np.bool_]:
-    alike = [name for name in frame.columns if name.lower() == ATTRIBUTE]
-    column = ATTRIBUTE if ATTRIBUTE in alike else next(iter(alike), None)
-    if column is None:
-        return np.ones(len(frame), np.bool_)
-    values = frame[column]
-    words = values.astype(str).str.strip().str.lower().str.removesuffix(".0")
-    known = words.isin(_YES + _NO) | words.str.contains("[a-z]")
-    if (values.isna() | ~known).any():
-        raise LabelsInvalid(
-            f"{path} has features that do not say in their column `{ATTRIBUTE}` whether they are one: 1 or 0."
-        )
-    flags: NDArray[np.bool_] = ~words.isin(_NO).to_numpy(np.bool_)
-    return flags
-
-
-def _discs(points: geopandas.GeoSeries) -> geopandas.GeoSeries:
-    """Of `POINT_RADIUS` on the ground: degrees and the stretched metres of a Mercator projection are none."""
-    crs = points.crs
-    if not is_on_earth(crs):
-        return points.buffer(POINT_RADIUS)
-    left, bottom, right, top = points.total_bounds
-    longitude, latitude = to_geographic(crs).transform((left + right) / 2, (bottom + top) / 2)
-    local = pyproj.CRS.from_dict({"proj": "aeqd", "lon_0": longitude, "lat_0": latitude, "units": "m"})
-    return points.to_crs(local).buffer(POINT_RADIUS).to_crs(crs)
-
-
 def _burn(polygons: geopandas.GeoDataFrame, transform: Affine, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Pixels whose centre lies in one of them, and those that the middle of a point's disc lies in, bool [H, W]."""
     if len(polygons) == 0:
@@ -361,23 +280,54 @@ def _resample(path: Path, transform: Affine, shape: tuple[int, int], crs: pyproj
     found: Labels = np.full(shape, UNLABELLED, np.uint8)
     try:
         with rasterio.open(path) as dataset:
-            plane = dataset.read(1)
-            source_transform, source_crs = dataset.transform, dataset.crs
+            own = _crs_of(dataset)
+            # Where both are taken to be one any will do, as nothing is transformed then.
+            here = there = "EPSG:3857"
+            if crs is not None and not are_one(own, crs):
+                here, there = dataset.crs, crs.to_wkt()
+            window = _seen_by(dataset, here, transform, shape, there)
+            if window is None:
+                return found
+            area = RasterioWindow(window.col, window.row, window.width, window.height)
+            plane = dataset.read(1, window=area)
+            source_transform = dataset.transform @ Affine.translation(window.col, window.row)
     except RasterioError as error:
         raise LabelsInvalid(f"The labels in {path} can't be read: {error}.") from error
-    if not np.isin(plane, (BACKGROUND, BUILDING, UNLABELLED)).all():
+    if not ((plane == BACKGROUND) | (plane == BUILDING) | (plane == UNLABELLED)).all():
         raise LabelsInvalid(f"{path} holds other values than 1 (building), 0 (background) and 255 (unlabelled).")
-    # Without a CRS on either side both are taken to share one; any will do, as nothing is transformed then.
-    same = source_crs is None or crs is None
     reproject(
         plane.astype(np.uint8),
         found,
         src_transform=source_transform,
-        src_crs="EPSG:3857" if same else source_crs,
+        src_crs=here,
         src_nodata=UNLABELLED,
         dst_transform=transform,
-        dst_crs="EPSG:3857" if same or crs is None else crs.to_wkt(),
+        dst_crs=there,
         dst_nodata=UNLABELLED,
         resampling=Resampling.mode,
     )
     return found
+
+
+def _seen_by(
+    dataset: rasterio.DatasetReader, crs: Any, transform: Affine, shape: tuple[int, int], grid_crs: Any
+) -> Window | None:
+    """The pixels of a label raster that a grid's majorities are taken from, with some around; None for none.
+
+    Args:
+        dataset: open.
+        crs, grid_crs: of both, as rasterio takes them.
+        transform, shape: of the grid.
+    """
+    height, width = shape
+    grown = Window(0, 0, width, height).grown(_MARGIN)
+    corners = [transform @ (col, row) for col in (grown.col, grown.col_stop) for row in (grown.row, grown.row_stop)]
+    x, y = zip(*corners, strict=True)
+    whole = Window(0, 0, dataset.width, dataset.height)
+    bounds = transform_bounds(grid_crs, crs, min(x), min(y), max(x), max(y))
+    if not all(map(math.isfinite, bounds)) or bounds[0] > bounds[2]:  # across the 180th meridian
+        return whole
+    covered = _covered(dataset, bounds)
+    if covered is None:
+        return None
+    return covered.grown(_MARGIN).intersection(whole)

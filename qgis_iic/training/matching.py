@@ -115,7 +115,10 @@ def check_labels(labels: Sequence[Labels], name: str) -> None:
     """Raises LabelsInvalid where labels hold no building or no background where the imagery has data."""
     for kind, count in zip(("building", "background"), count_labels(labels), strict=True):
         if count == 0:
-            raise LabelsInvalid(f"The labels ({name}) hold no {kind} where the imagery has data; both are needed.")
+            raise LabelsInvalid(
+                f"The labels ({name}) hold no {kind} where the imagery has data; both are needed. In a label raster 1 "
+                "is a building, 0 other ground and 255 unknown."
+            )
 
 
 def match(

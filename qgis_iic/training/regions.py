@@ -23,7 +23,7 @@ from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
 from qgis_iic.protocol.names import raster_name
 from qgis_iic.training.assignments import Assignment, SharedAssignment, WholeAssignment
-from qgis_iic.training.labels import UNLABELLED, Labels, labelled_blocks, labelled_window, read_labels
+from qgis_iic.training.labels import UNLABELLED, Labels, is_raster, labelled_blocks, labelled_window, read_labels
 from qgis_iic.training.model_file import COARSE_LOGITS, open_inner, read_model
 
 Advance = Callable[[int], None]
@@ -83,6 +83,10 @@ def _check_files(source: RegionSource) -> None:
     for path in filter(None, (source.labels, source.area)):
         if not path.exists():
             raise LabelsInvalid(f"There are no labels at {path}.")
+    if source.area is not None and is_raster(source.labels):
+        raise LabelsInvalid(
+            f"{source.labels} is a raster, which says of each pixel what it is: leave out the area {source.area}."
+        )
 
 
 READINGS = 2
@@ -196,7 +200,9 @@ class RegionReader:
         known = np.zeros(wanted.shape, np.bool_)
         for tile in each_tile(made, advance):
             core = tile.core
-            if not wanted[core.slices_in(window)].any():
+            # Logits are interpolated: those just beyond the core count for pixels at its rim.
+            near = core.grown(step).intersection(window)
+            if near is None or not wanted[near.slices_in(window)].any():
                 continue
             values, valid = made.reader.read(tile.window)
             (logits_of_tile,) = self._logits(np.where(valid, values, mean)[None])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import asdict
 from pathlib import Path
 
@@ -144,6 +145,23 @@ def test_shares_decide_as_the_engine_does(model: Path, source: RegionSource) -> 
         assert (found == wanted)[inner].mean() > 0.999
         assert not found[expected.clusters == 255].any()
         assert (expected.clusters == 255).any()
+
+
+def test_shares_at_the_rim_of_a_tile_do_not_need_labels_beyond(
+    model: Path, source: RegionSource, tmp_path: Path
+) -> None:
+    _, facts = read_model(model)
+    scarce = np.full((1, 160, 160), 255, np.uint8)
+    scarce[:, 30:120, 60:61] = 1  # the last column of a core of 56
+    scarce[:, 100, 30] = 0
+    few = dataclasses.replace(source, labels=write_raster(tmp_path / "few.tif", scarce))
+    reader = RegionReader(model)
+    everywhere, here = (reader.read(each) for each in (source, few))
+    inner = here.labels != 255
+    inner[:2], inner[-2:] = False, False
+    for chosen in ((0, 2), (1, 3, 4)):
+        found = [region.assignment(facts).buildings([chosen])[0][inner] for region in (everywhere, here)]
+        np.testing.assert_array_equal(*found)
 
 
 def test_a_mapping_by_hand_means_the_pixels_of_its_clusters(model: Path, source: RegionSource) -> None:

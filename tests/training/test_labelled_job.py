@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import geopandas
+import numpy as np
 import pytest
 from shapely.geometry import Point, box
 
@@ -30,7 +31,7 @@ from qgis_iic.training.model_file import read_model
 from qgis_iic.training.objects import Components, ObjectCounts
 from qgis_iic.training.places import Draws, Place, Protocol
 from qgis_iic.training.regions import Advance, Region, RegionReader, RegionSource, ignore
-from tests.rasters import NORTH_UP
+from tests.rasters import NORTH_UP, write_raster
 
 ENGINE = Path(__file__).resolve().parents[2] / "qgis_iic" / "engine_main.py"
 
@@ -204,6 +205,12 @@ def test_an_error_leaves_what_was_there(job: MatchJob, tmp_path: Path) -> None:
         run(replace(job, labels=str(tmp_path / "nothing.gpkg")))
     assert Path(job.output).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["matched.onnx"]
+
+
+def test_an_area_beside_a_label_raster_is_refused(job: MatchJob, tmp_path: Path) -> None:
+    labels = write_raster(tmp_path / "labels.tif", np.zeros((1, 40, 40), np.uint8))
+    with pytest.raises(LabelsInvalid, match="leave out the area"):
+        run(replace(job, labels=str(labels), area=job.labels))
 
 
 def test_the_output_takes_the_place_of_none_of_its_inputs_but_the_model(job: MatchJob, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import geopandas
@@ -8,8 +10,10 @@ import pandas
 import pyogrio
 import pyproj
 import pytest
+import rasterio
 import shapely
 from affine import Affine
+from rasterio.vrt import WarpedVRT
 from shapely.geometry import GeometryCollection, LineString, MultiPoint, Point, Polygon, box
 
 from qgis_iic.engine.raster import open_raster
@@ -147,7 +151,7 @@ def test_a_name_that_the_library_would_misread_is_named(tmp_path: Path) -> None:
 
 
 def test_features_without_a_word_or_with_an_odd_one_are_refused(tmp_path: Path) -> None:
-    for odd in (2, None, ""):
+    for odd in (2, None, "", "unknown", "Background", "n/a"):
         path = write_features(tmp_path / "f.geojson", [(ground(2, 3, 4, 2), odd), (ground(8, 8, 2, 2), 0)])
         with pytest.raises(LabelsInvalid, match="column `building`"):
             read_labels(path, None, NORTH_UP, (20, 20), UTM)
@@ -332,6 +336,73 @@ def test_metres_that_are_said_to_be_degrees_are_named(tmp_path: Path, kind: str)
     geopandas.GeoDataFrame({"building": [1, 0]}, geometry=geometry, crs="EPSG:4326").to_file(labels)
     with open_raster(scene) as raster, pytest.raises(LabelsInvalid, match="coordinate system"):
         labelled_blocks(raster, labels, None)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+@pytest.mark.parametrize("kind", ["polygons", "points"])
+def test_a_geopackage_may_say_that_it_has_no_crs(tmp_path: Path, number: int, kind: str) -> None:
+    roof, other = ground(2, 2, 9, 9), ground(13, 13, 6, 6)
+    geometry = [roof, other] if kind == "polygons" else [roof.centroid, other.centroid]
+    labels = tmp_path / "labels.gpkg"
+    geopandas.GeoDataFrame({"building": [1, 0]}, geometry=geometry, crs="EPSG:32645").to_file(labels)
+    known = read_labels(labels, None, NORTH_UP, (20, 20), UTM)
+    with closing(sqlite3.connect(labels)) as package:  # as QGIS writes layers without one
+        package.execute("UPDATE gpkg_geometry_columns SET srs_id = ?", (number,))
+        package.execute("UPDATE gpkg_contents SET srs_id = ?", (number,))
+        package.commit()
+    np.testing.assert_array_equal(read_labels(labels, None, NORTH_UP, (20, 20), UTM), known)
+    scene = write_raster(tmp_path / "scene.tif", np.zeros((3, 20, 20), np.uint8))
+    with open_raster(scene) as raster:
+        assert labelled_window(raster, labels, None).intersection(Window(6, 6, 1, 1)) is not None
+    assert set(np.unique(known)) == {0, 1, 255}
+
+
+LOCAL = 'LOCAL_CS["Local Coordinates (m)",LOCAL_DATUM["Local Datum",0],UNIT["metre",1],AXIS["X",EAST],AXIS["Y",NORTH]]'
+
+
+@pytest.mark.parametrize("labels_crs", [None, LOCAL])
+def test_labels_of_a_raster_in_coordinates_of_its_own(tmp_path: Path, labels_crs: str | None) -> None:
+    scene = write_raster(tmp_path / "scene.tif", np.zeros((3, 20, 20), np.uint8), crs=LOCAL)
+    coded = np.full((1, 20, 20), 255, np.uint8)
+    coded[:, 2:5, 3:7], coded[:, 10:12, 10:12] = 1, 0
+    footprints = tmp_path / "f.gpkg"
+    geometry = [ground(3, 2, 4, 3), ground(10, 10, 2, 2)]
+    geopandas.GeoDataFrame({"building": [1, 0]}, geometry=geometry, crs=labels_crs).to_file(footprints)
+    raster_of_labels = write_raster(tmp_path / "l.tif", coded, crs=labels_crs)
+    with open_raster(scene) as raster:
+        for labels in (footprints, raster_of_labels):
+            assert labelled_window(raster, labels, None).intersection(Window(3, 2, 9, 10)) == Window(3, 2, 9, 10)
+            np.testing.assert_array_equal(read_labels(labels, None, NORTH_UP, (20, 20), raster.crs), coded[0])
+
+
+@pytest.mark.parametrize("stray", [(179.999, -17.0), (-179.999, -17.0), (-120.0, 40.0)])
+@pytest.mark.parametrize("place", [(180.0, -17.0), (-180.0, -17.0), (179.9999, -17.0), (85.5, 27.6), (0.0, 0.0)])
+def test_the_disc_of_a_point_does_not_depend_on_others(
+    tmp_path: Path, place: tuple[float, float], stray: tuple[float, float]
+) -> None:
+    plane = pyproj.CRS.from_dict({"proj": "tmerc", "lon_0": place[0], "lat_0": place[1], "units": "m"})
+    path = tmp_path / "points.gpkg"
+    geopandas.GeoDataFrame({"building": [1, 0]}, geometry=[Point(place), Point(stray)], crs="EPSG:4326").to_file(path)
+    labels = read_labels(path, None, Affine(0.1, 0, -2, 0, -0.1, 2), (40, 40), plane)
+    assert (labels == 1).sum() == pytest.approx(314, abs=8)
+    rows, cols = np.nonzero(labels == 1)
+    assert (np.ptp(rows), np.ptp(cols)) == (19, 19)
+
+
+def test_of_a_label_raster_what_the_grid_covers_is_read(tmp_path: Path) -> None:
+    coded = np.zeros((1, 300, 300), np.uint8)
+    coded[:, 100:110, 100:110] = 1
+    coded[:, 0, 0] = 7  # would be refused
+    labels = write_raster(tmp_path / "l.tif", coded)
+    part = NORTH_UP @ Affine.translation(90, 95)
+    np.testing.assert_array_equal(read_labels(labels, None, part, (30, 40), UTM), coded[0, 95:125, 90:130])
+    degrees = tmp_path / "degrees.tif"
+    with rasterio.open(labels) as dataset, WarpedVRT(dataset, crs="EPSG:4326", nodata=255) as warped:
+        write_raster(degrees, warped.read(), transform=warped.transform, crs="EPSG:4326", nodata=255)
+    found = read_labels(degrees, None, part, (30, 40), UTM)
+    assert (found == coded[0, 95:125, 90:130]).mean() > 0.97
+    away = read_labels(labels, None, NORTH_UP @ Affine.translation(5000, 0), (30, 40), UTM)
+    assert (away == 255).all()
 
 
 @pytest.mark.realdata
