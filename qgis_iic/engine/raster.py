@@ -89,6 +89,12 @@ class Raster:
         _, _, distances = geod_of(self.crs).inv(longitude[0::2], latitude[0::2], longitude[1::2], latitude[1::2])
         return float(distances[0]), float(distances[1])
 
+    @property
+    def state(self) -> tuple[str | int, ...]:
+        """The same for the same pixels: its path, and when each of its files that is one was changed last."""
+        times = (os.stat(file).st_mtime_ns for file in self.files if os.path.exists(file))  # noqa: PTH110, PTH116
+        return (self.path, *times)
+
     def default_bands(self, names: tuple[str, ...]) -> tuple[int, ...]:
         """Band numbers for a model that takes the bands of these names.
 
@@ -202,7 +208,10 @@ def open_raster(path: str | Path, crs: str | None = None) -> Iterator[Raster]:
         except RasterioIOError as error:
             if names_a_file(path) and not os.path.exists(path):  # noqa: PTH110 - pathlib's may raise
                 raise SourceNotFound(f"There is no raster at {path}, or its folder can't be read.") from error
-            raise SourceNotRaster(f"{path} is not a raster that GDAL can open: {error}.") from error
+            raise SourceNotRaster(
+                f"{path} is not a raster that the engine's GDAL can open: {error}. Where QGIS shows it, make a GeoTIFF "
+                "of it there first, with Export > Save As."
+            ) from error
         with dataset:
             _check_usable(dataset, path)
             yield Raster(dataset, path, crs)

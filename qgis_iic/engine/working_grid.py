@@ -6,11 +6,13 @@ window it is read through.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from affine import Affine
+from numpy.typing import NDArray
 
 from qgis_iic.engine.raster import Floats, Mask, Raster, blank
 from qgis_iic.engine.resampling import resample, taps_between
@@ -188,12 +190,11 @@ class GridReader:
         Pixels that are 0 in all bands do not count: outside of what the sensor saw scenes are often filled with them
         and do not say so.
         """
-        values = self._sample()
-        if values.shape[1] == 0:
+        found = _moments_of(_Layer(self.raster.state, self.bands, self.grid, self._sample))
+        if found is None:
             return
         self.is_matched = True
-        own_mean = values.mean(axis=1, dtype=np.float64)
-        own_std = values.std(axis=1, dtype=np.float64)
+        own_mean, own_std = found
         gain = np.asarray(std) / np.where(own_std > 0, own_std, 1.0)
         self.gain[:] = gain
         self.offset[:] = np.asarray(mean) - own_mean * gain
@@ -222,6 +223,28 @@ class GridReader:
             for col in _spread(self.grid.width, count, _SAMPLE_SIDE):
                 width, height = min(_SAMPLE_SIDE, self.grid.width - col), min(_SAMPLE_SIDE, self.grid.height - row)
                 yield Window(col, row, width, height)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Bands of a raster in one state on one grid, and how to get values of it, float32 [bands, n]."""
+
+    state: tuple[str | int, ...]
+    bands: tuple[int, ...]
+    grid: WorkingGrid
+    sample: Callable[[], Floats] = field(compare=False)
+
+
+@lru_cache(maxsize=16)
+def _moments_of(layer: _Layer) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Mean and standard deviation, [bands]; None where no value is found.
+
+    They are kept: labels that lie far apart have the same layer opened for every block of them.
+    """
+    values = layer.sample()
+    if values.shape[1] == 0:
+        return None
+    return values.mean(axis=1, dtype=np.float64), values.std(axis=1, dtype=np.float64)
 
 
 def _spread(length: int, count: int, side: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import numpy as np
 import pyproj
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp, Resampling
 
-from qgis_iic.engine.raster import open_raster
+from qgis_iic.engine.raster import Raster, open_raster
 from qgis_iic.engine.tiling import Window
 from qgis_iic.engine.working_grid import GridReader, working_grid
 from qgis_iic.protocol.errors import (
@@ -338,6 +339,22 @@ def test_values_of_another_type_take_the_models_moments(tmp_path: Path) -> None:
         read, _ = GridReader(raster, grid, (1, 2), ((100, 120), (50, 40))).read(Window(0, 0, 90, 90))
     np.testing.assert_allclose(read.mean(axis=(1, 2)), [100, 120], rtol=1e-3)
     np.testing.assert_allclose(read.std(axis=(1, 2)), [50, 40], rtol=1e-3)
+
+
+def test_the_moments_of_a_raster_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.tif"
+    read, gains = create_autospec(Raster.read, side_effect=Raster.read), []
+    monkeypatch.setattr(Raster, "read", read)
+    for level in (300, 300, 800):
+        if not path.exists() or level == 800:  # another state of the same file
+            write_raster(path, np.random.default_rng(1).normal(level, 50, (2, 90, 90)).astype(np.uint16))
+        before = read.call_count
+        with open_raster(path) as raster:
+            grid = working_grid(raster, 0.3, (0.2, 0.4))
+            reader = GridReader(raster, grid, (1, 2), ((100, 120), (50, 40)))
+        gains.append((read.call_count - before, reader.offset.tolist()))
+    assert gains[0][0] == gains[2][0] > gains[1][0] == 0
+    assert gains[0][1] == gains[1][1] != gains[2][1]
 
 
 @pytest.mark.parametrize(("dtype", "fill"), [("uint16", 0), ("float32", 0), ("float32", np.finfo("f4").min)])
