@@ -11,10 +11,11 @@ from typing import Any, get_args
 
 import click
 
-from qgis_iic.protocol.errors import IicError, OutputIsOtherKind
+from qgis_iic.protocol.errors import EngineNotStarted, IicError, OutputIsOtherKind
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, encode
 from qgis_iic.protocol.job import LEAST_MEMORY, Job, Precision, Provider
 from qgis_iic.protocol.names import names_a_file
+from qgis_iic.protocol.requirements import LIBRARIES, TRAINING, install_command
 
 PATH = click.Path(path_type=Path)
 
@@ -60,7 +61,11 @@ def named_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            try:
+                command(*args, **kwargs)
+            except ImportError as error:
+                needed = install_command(sys.executable, LIBRARIES + TRAINING)
+                raise EngineNotStarted(f"This Python lacks a library: {error}. Run this: {needed}") from error
         except IicError as error:
             if kwargs.get("events") == "json":
                 click.echo(encode(Failed(error.code, error.message)))

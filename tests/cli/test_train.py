@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from qgis_iic.cli.main import main
+from qgis_iic.protocol.errors import EngineNotStarted
 from qgis_iic.training.train import IMAGERY_NAME
 from tests.training.scenes import write_config, write_village
 
@@ -29,6 +31,27 @@ def test_train_and_resume(tmp_path: Path) -> None:
     resumed = CliRunner().invoke(main, [*arguments, "--resume"])
     assert resumed.exit_code == 0, resumed.output
     assert len((run / "log.csv").read_text().splitlines()) == 1 + 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "recipe.toml", "--output", "run"],
+        ["export", "run", "--output", "m.onnx"],
+        ["finetune", "m.onnx", "--imagery", "s.tif", "--labels", "f.gpkg", "--output", "n.onnx"],
+        ["evaluate", "m.onnx", "--places", "places.toml"],
+        ["quantise", "m.onnx", "--precision", "int8", "--places", "places.toml"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_without_pytorch_the_remedy_is_named(arguments: list[str], tmp_path: Path) -> None:
+    program = "import sys; sys.modules['torch'] = None; from qgis_iic.cli.main import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == EngineNotStarted.exit_status
+    assert ended.stderr.startswith("iic: engine-not-started: ")
+    assert re.search(r"-m pip install .*\"torch>=", ended.stderr)
 
 
 def test_an_interrupt_leaves_a_checkpoint(tmp_path: Path) -> None:
