@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess  # the engine is a program of its own, started from a list of arguments without a shell  # nosec B404
@@ -9,12 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qgis.core import QgsApplication
+
 from qgis_iic.plugin import resource_paths, settings
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol import requirements
 from qgis_iic.protocol.errors import EngineNotStarted
 
 VARIABLE = "QGIS_IIC_ENGINE_PYTHON"
+ENVIRONMENT = "engine-"
+"""How the names of the environments in `folder()` begin; the time at which each was made follows."""
+WINDOWS = os.name == "nt"
 CHECK_TIMEOUT = 60.0
 """Seconds; a cold start from a network drive can take many."""
 
@@ -64,13 +70,13 @@ def interpreter() -> Interpreter:
 
 
 def automatic() -> Interpreter:
-    """The interpreter of the environment variable, else the one beside the source checkout, checked.
+    """The interpreter of the environment variable, else that of the source checkout, else the last one made, checked.
 
     Raises:
         EngineNotStarted: there is none, or it does not run, is too old, or lacks libraries.
     """
     checkout = resource_paths.PACKAGE.parent / ".venv" / "engine"
-    candidates = [os.environ.get(VARIABLE, ""), *interpreters_in(checkout)]
+    candidates = [os.environ.get(VARIABLE, ""), *interpreters_in(checkout), *last_made()]
     chosen = next((path for path in candidates if path), None)
     if chosen is None:
         raise EngineNotStarted(
@@ -81,6 +87,22 @@ def automatic() -> Interpreter:
             ).format(variable=VARIABLE, version=_dotted(requirements.PYTHON), command=requirements.install_command())
         )
     return check(chosen)
+
+
+def folder() -> Path:
+    """Where this profile's environments are made: outside of the plugin, which an update replaces, and on Windows of
+    the profile, which may roam; paths are short there, and each profile removes what it no longer uses."""
+    profile = QgsApplication.qgisSettingsDirPath()
+    local = os.environ.get("LOCALAPPDATA") if WINDOWS else None
+    if not local:
+        return Path(profile) / "iic"
+    return Path(local, "qgis_iic", hashlib.sha256(profile.encode()).hexdigest()[:8])
+
+
+def last_made() -> list[str]:
+    """The interpreter of the environment that was made last, if there is one."""
+    made = (interpreters_in(found) for found in sorted(folder().glob(f"{ENVIRONMENT}*"), reverse=True))
+    return next(filter(None, made), [])
 
 
 def check(path: str) -> Interpreter:

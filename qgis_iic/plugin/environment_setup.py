@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import queue
@@ -23,14 +22,13 @@ from qgis.PyQt.QtCore import pyqtSignal
 from qgis.PyQt.QtNetwork import QNetworkProxy
 
 from qgis_iic.plugin import engine_environment, settings
-from qgis_iic.plugin.engine_environment import Interpreter
+from qgis_iic.plugin.engine_environment import ENVIRONMENT, VARIABLE, WINDOWS, Interpreter
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol import requirements
 from qgis_iic.protocol.errors import Cancelled, EngineNotStarted
 
 Tell = Callable[[str], None]
 
-_NAME = "engine-"
 _ABANDONED = 86_400.0
 """Seconds after which a folder that is no environment of the setting is none that is being made either."""
 _POLL = 0.1
@@ -42,17 +40,6 @@ _VERSIONS = (13, 12, 11, 14)
 """Of Python 3, as they are looked for: wheels for the newest may not be there yet."""
 _USUAL_PLACES = ("/opt/homebrew/bin", "/usr/local/bin", "/Library/Frameworks/Python.framework/Versions/Current/bin")
 """Where Pythons lie that the PATH of a program without a terminal does not name on macOS."""
-_WINDOWS = os.name == "nt"
-
-
-def folder() -> Path:
-    """Where this profile's environments are made: outside of the plugin, which an update replaces, and on Windows of
-    the profile, which may roam; paths are short there, and each profile removes what it no longer uses."""
-    profile = QgsApplication.qgisSettingsDirPath()
-    local = os.environ.get("LOCALAPPDATA") if _WINDOWS else None
-    if not local:
-        return Path(profile) / "iic"
-    return Path(local, "qgis_iic", hashlib.sha256(profile.encode()).hexdigest()[:8])
 
 
 def make(
@@ -89,13 +76,15 @@ def make(
 
 
 def remove_unused() -> None:
-    """Removes environments that are no longer used, and what a crash left of one, in the background.
+    """Removes environments that others have taken the place of, and what a crash left of one, in the background.
 
-    To be called before anything runs in one; it may be another QGIS that makes one just now.
+    The last one stays even while another interpreter is chosen. To be called before anything runs in one; it may be
+    another QGIS that makes one just now.
     """
-    used, now = settings.engine_python(), time.time()
-    for found in folder().glob(f"{_NAME}*"):
-        if str(found) not in used and now - found.stat().st_mtime > _ABANDONED:
+    used = [settings.engine_python(), os.environ.get(VARIABLE, ""), *engine_environment.last_made()]
+    now = time.time()
+    for found in engine_environment.folder().glob(f"{ENVIRONMENT}*"):
+        if not any(str(found) in path for path in used) and now - found.stat().st_mtime > _ABANDONED:
             threading.Thread(target=shutil.rmtree, args=(found,), kwargs={"ignore_errors": True}, daemon=True).start()
 
 
@@ -134,7 +123,7 @@ class SetupTask(QgsTask):
         self._problem = tr("Setting up the engine was cancelled; nothing is left of it.")
 
     def run(self) -> bool:
-        target = folder() / time.strftime(f"{_NAME}%Y%m%d%H%M%S")
+        target = engine_environment.folder() / time.strftime(f"{ENVIRONMENT}%Y%m%d%H%M%S")
         try:
             made = make(target, self._training, self._wheels, self._proxy, self._tell, self.isCanceled)
             self._python = made.path
@@ -218,7 +207,7 @@ def _candidates() -> list[str]:
     found = [path for name in names if (path := shutil.which(name, path=places))]
     if sys.platform == "darwin":
         found = [path for path in found if not path.startswith("/usr/bin/")]  # asks for Apple's developer tools
-    if _WINDOWS:  # where python.org's installer puts them, and not on the PATH
+    if WINDOWS:  # where python.org's installer puts them, and not on the PATH
         for variable, below in (("LOCALAPPDATA", "Programs/Python"), ("PROGRAMFILES", ".")):
             installed = Path(os.environ.get(variable, "/nowhere"), below)
             found += [str(path) for minor in _VERSIONS for path in installed.glob(f"Python3{minor}/python.exe")]
@@ -255,7 +244,7 @@ def _run(command: Sequence[str], variables: dict[str, str], tell: Tell, cancelle
             encoding="utf-8",
             env=variables,
             errors="replace",
-            start_new_session=not _WINDOWS,
+            start_new_session=not WINDOWS,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -287,7 +276,7 @@ def _run(command: Sequence[str], variables: dict[str, str], tell: Tell, cancelle
 
 def _kill_with_children(process: subprocess.Popen[str]) -> None:
     """venv and pip start programs of their own, which would go on writing."""
-    if _WINDOWS:
+    if WINDOWS:
         _answer(["taskkill", "/F", "/T", "/PID", str(process.pid)])
     else:
         with suppress(ProcessLookupError):

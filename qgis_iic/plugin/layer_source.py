@@ -171,26 +171,25 @@ def _gdal_path(layer: QgsRasterLayer) -> str | None:
 
 
 def _declaring(path: str, layer: QgsRasterLayer) -> str:
-    """A virtual raster of the file that declares the no-data value that the user gave the layer, else the file itself.
+    """A virtual raster of the file that declares the no-data value of the layer, else the file itself.
 
-    A file has one such value: if it declares one that QGIS uses, that stays. Ranges of values are not taken, nor what
-    no pixel of its type can be. A mask band goes before either.
+    A file has one such value: if it declares one that QGIS uses, that stays; if the user switched it off, the one that
+    the user gave counts, or none. Ranges of values are not taken, nor what no pixel of its type can be. A mask band
+    goes before either.
     """
     provider = layer.dataProvider()
+    declared = provider.sourceHasNoDataValue(1)
     given = provider.userNoDataValues(1)
-    if (
-        not given
-        or given[0].min() != given[0].max()
-        or (provider.sourceHasNoDataValue(1) and provider.useSourceNoDataValue(1))
-    ):
+    wanted = given[0].min() if given and given[0].min() == given[0].max() else None
+    if (declared and provider.useSourceNoDataValue(1)) or (wanted is None and (given or not declared)):
         return path
     declaring = temporary_file(layer.name(), ".vrt")
     try:
-        made = gdal.Translate(declaring, path, format="VRT", noData=given[0].min())
+        made = gdal.Translate(declaring, path, format="VRT", noData="none" if wanted is None else wanted)
     except RuntimeError:  # where Processing has turned GDAL's exceptions on
         made = None
     # GDAL brings the value to the type of the pixels, where it may be another.
-    return declaring if made is not None and made.GetRasterBand(1).GetNoDataValue() == given[0].min() else path
+    return declaring if made is not None and made.GetRasterBand(1).GetNoDataValue() == wanted else path
 
 
 def _crs_override(layer: QgsRasterLayer) -> str | None:

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 from osgeo import gdal
-from qgis.core import Qgis, QgsCoordinateReferenceSystem, QgsProject, QgsRasterLayer, QgsRectangle, QgsVectorLayer
+from qgis.core import (
+    Qgis,
+    QgsCoordinateReferenceSystem,
+    QgsFeature,
+    QgsProject,
+    QgsRasterLayer,
+    QgsRectangle,
+    QgsVectorLayer,
+)
 from qgis.PyQt.QtCore import QEvent
 from qgis.PyQt.QtWidgets import QApplication
 
@@ -321,6 +329,55 @@ def test_no_layer_is_replaced_under_edits(dialog: ExtractionDialog, wait: Any, s
     dialog.start()
     wait(finished(dialog), 30)
     assert shown.featureCount() == 5
+
+
+def test_another_spelling_of_a_layer_is_the_same_layer(
+    dialog: ExtractionDialog, wait: Any, sample: Path, tmp_path: Path
+) -> None:
+    shown = extracted(dialog, wait, sample, tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    dialog.parameters.output.setFilePath(str(tmp_path / "link" / "out.gpkg"))
+    dialog.parameters.layer_name.setText("SCENE")
+    dialog.parameters.overwrite.setChecked(True)
+    shown.startEditing()
+    shown.deleteFeature(next(shown.getFeatures()).id())
+    dialog.start()
+    wait(finished(dialog), 30)
+    assert "edits that are not saved" in texts(dialog.messages)[0]
+    assert shown.rollBack()
+    dialog.parameters.min_area.setValue(140)
+    dialog.start()
+    wait(finished(dialog), 30)
+    assert len(QgsProject.instance().layerTreeRoot().findGroups()) == 1
+    assert len(list(shown.getFeatures())) < 5
+
+
+def test_edits_begun_during_a_run_do_not_end_up_in_other_buildings(
+    dialog: ExtractionDialog, wait: Any, sample: Path, tmp_path: Path
+) -> None:
+    shown = extracted(dialog, wait, sample, tmp_path)
+    other = QgsVectorLayer("Point?crs=EPSG:4326", "other", "memory")
+    QgsProject.instance().addMapLayer(other)
+    other.startEditing()
+    other.addFeature(QgsFeature(other.fields()))
+    dialog.parameters.overwrite.setChecked(True)
+    dialog.parameters.min_area.setValue(140)
+    dialog.start()
+    shown.startEditing()
+    shown.deleteFeature(next(shown.getFeatures()).id())
+    wait(finished(dialog), 30)
+    assert "that were not saved are gone" in dialog.log.toPlainText()
+    assert not shown.isModified()
+    assert 0 < len(list(shown.getFeatures())) < 5
+    assert other.isModified()
+
+
+def test_a_layer_whose_file_is_gone_is_named(ready: ExtractionDialog, tmp_path: Path) -> None:
+    lost = QgsRasterLayer(str(tmp_path / "nowhere.tif"), "lost")
+    QgsProject.instance().addMapLayer(lost)
+    ready.parameters.layers.check([*ready.parameters.layers.checked(), lost])
+    ready.start()
+    assert texts(ready.messages)[0].startswith("lost can't be read")
 
 
 def test_an_error_appears_in_the_log_and_in_the_message_bar(ready: ExtractionDialog, engine: Any, wait: Any) -> None:

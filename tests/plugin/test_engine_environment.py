@@ -43,6 +43,19 @@ def test_the_environment_of_the_checkout_comes_third(engine: Any, no_checkout: P
     assert engine_environment.interpreter().path == str(beside)
 
 
+def test_the_environment_that_was_set_up_last_comes_fourth(
+    engine: Any, no_checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = engine("")
+    settings.set_engine_python("")
+    monkeypatch.setattr(engine_environment, "folder", lambda: tmp_path)
+    for name in ("engine-20260101000000", "engine-20260201000000"):
+        (tmp_path / name / "bin").mkdir(parents=True)
+        (tmp_path / name / "bin" / "python").symlink_to(path)
+    (tmp_path / "engine-20260301000000").mkdir()  # what a crash left
+    assert engine_environment.interpreter().path == str(tmp_path / "engine-20260201000000" / "bin" / "python")
+
+
 def test_without_any_the_remedy_is_named(no_checkout: Path) -> None:
     with pytest.raises(EngineNotStarted, match=r"Options.*QGIS_IIC_ENGINE_PYTHON.*pip install"):
         engine_environment.interpreter()

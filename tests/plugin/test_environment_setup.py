@@ -40,7 +40,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_wheel(tmp_path / "wheels", name)
     monkeypatch.setattr(requirements, "LIBRARIES", ("iic_one>=1.0", "iic_two>=1.0"))
     monkeypatch.setattr(requirements, "TRAINING", ("iic_torch>=1.0",))
-    monkeypatch.setattr(environment_setup, "folder", lambda: tmp_path / "settings")
+    monkeypatch.setattr(engine_environment, "folder", lambda: tmp_path / "settings")
     monkeypatch.setattr(environment_setup, "_has_nvidia_gpu", lambda: False)
     return tmp_path / "wheels"
 
@@ -195,13 +195,28 @@ def test_what_is_no_longer_used_goes_and_what_may_be_in_the_making_stays(
     assert {path.name for path in (tmp_path / "settings").iterdir()} == {"engine-2", "engine-3", "something"}
 
 
+@pytest.mark.parametrize("chosen", ["", "/usr/bin/python3"])
+def test_the_last_environment_stays_while_another_python_is_chosen(
+    wheels: Path, tmp_path: Path, wait: Callable[..., None], chosen: str
+) -> None:
+    for name in ("engine-1", "engine-2"):
+        python = tmp_path / "settings" / name / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.touch()
+        os.utime(tmp_path / "settings" / name, (0, 0))
+    settings.set_engine_python(chosen)
+    environment_setup.remove_unused()
+    wait(lambda: not (tmp_path / "settings" / "engine-1").exists())
+    assert [path.name for path in (tmp_path / "settings").iterdir()] == ["engine-2"]
+
+
 def test_profiles_on_windows_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment_setup, "_WINDOWS", True)
+    monkeypatch.setattr(engine_environment, "WINDOWS", True)
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
     folders = set()
     for profile in ("default", "work"):
         monkeypatch.setattr(QgsApplication, "qgisSettingsDirPath", lambda profile=profile: f"/profiles/{profile}/")
-        folders.add(environment_setup.folder())
+        folders.add(engine_environment.folder())
     assert len(folders) == 2
     assert {folder.parent for folder in folders} == {tmp_path / "local" / "qgis_iic"}
 

@@ -218,6 +218,18 @@ def test_a_no_data_value_of_the_layer_is_declared_to_the_engine(raster: Any) -> 
     assert (declaring.ReadAsArray() == original.ReadAsArray()).all()
 
 
+def test_a_no_data_value_that_is_switched_off_does_not_reach_the_engine(raster: Any, tmp_path: Path) -> None:
+    declaring = str(tmp_path / "declaring.tif")
+    gdal.Translate(declaring, str(raster()), noData=0)
+    layer = QgsRasterLayer(declaring, "town")
+    assert read(layer).source.path == declaring
+    for band in range(1, layer.bandCount() + 1):
+        layer.dataProvider().setUseSourceNoDataValue(band, False)
+    without = gdal.Open(read(layer).source.path)
+    assert [without.GetRasterBand(band).GetNoDataValue() for band in range(1, layer.bandCount() + 1)] == [None] * 3
+    assert (without.ReadAsArray() == gdal.Open(declaring).ReadAsArray()).all()
+
+
 @pytest.mark.parametrize("value", [-9999, 256, 0.5])
 def test_a_no_data_value_that_no_pixel_can_be_is_passed_over(raster: Any, value: float) -> None:
     layer = QgsRasterLayer(str(raster()), "town")

@@ -331,14 +331,26 @@ def restyle(uri: str, style: str, context: QgsProcessingContext) -> None:
     if layer is None:
         return
     if context.temporaryLayerStore().mapLayer(layer.id()) is None:
-        layer.reload()
-        layer.triggerRepaint()
-        # Processing would make a group for it first, and find then that there is nothing to put into it.
-        waiting = context.layersToLoadOnCompletion()
-        del waiting[uri]
-        context.setLayersToLoadOnCompletion(waiting)
+        refresh(layer)
+        do_not_load(uri, context)
     else:
         layer.loadNamedStyle(resource_paths.style(style))
+
+
+def refresh(layer: QgsMapLayer) -> None:
+    """Shows what is in the file of a layer now."""
+    layer.reload()
+    layer.triggerRepaint()
+
+
+def do_not_load(uri: str, context: QgsProcessingContext) -> None:
+    """Takes back that a layer is loaded when the run is over: the project shows it already.
+
+    Processing would make a group for it first, and find then that there is nothing to put into it.
+    """
+    waiting = context.layersToLoadOnCompletion()
+    waiting.pop(uri, None)
+    context.setLayersToLoadOnCompletion(waiting)
 
 
 def _raster(layer: QgsMapLayer | None) -> QgsRasterLayer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -11,6 +10,7 @@ from typing import Any
 
 from qgis.core import (
     Qgis,
+    QgsDataProvider,
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingOutputMultipleLayers,
@@ -30,7 +30,9 @@ from qgis_iic.plugin.algorithms.engine_algorithm import (
     EngineAlgorithm,
     advanced,
     as_exception,
+    do_not_load,
     documented,
+    refresh,
     restyle,
     several_rasters,
 )
@@ -39,7 +41,7 @@ from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.errors import OutputNotWritable
 from qgis_iic.protocol.events import Result
 from qgis_iic.protocol.job import Job
-from qgis_iic.protocol.names import layer_names
+from qgis_iic.protocol.names import folded, layer_names
 
 MIN_AREA = "MIN_AREA"
 MAX_HOLE_AREA = "MAX_HOLE_AREA"
@@ -60,7 +62,7 @@ class ExtractBuildings(EngineAlgorithm):
     def __init__(self) -> None:
         super().__init__()
         self._loads = True
-        self._loaded: list[str] = []
+        self._written: dict[str, str] = {}
 
     def name(self) -> str:
         return "extractbuildings"
@@ -134,6 +136,7 @@ class ExtractBuildings(EngineAlgorithm):
 
     def results(self, result: Result, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
         names = {f"{result.output}|layername={layer.name}": layer.name for layer in result.layers}
+        self._written = names
         if self._loads:
             self._load(names, context)
         return {
@@ -144,8 +147,19 @@ class ExtractBuildings(EngineAlgorithm):
         }
 
     def postProcessAlgorithm(self, context: QgsProcessingContext, feedback: QgsProcessingFeedback) -> dict[str, Any]:
-        for uri in self._loaded:
-            restyle(uri, "buildings", context)
+        for uri, name in self._written.items():
+            path, _, _ = uri.partition("|layername=")
+            shown = [] if context.project() is None else list(_shown_layers(context.project(), Path(path), [name]))
+            for layer in shown:
+                if layer.isModified():
+                    layer.rollBack()
+                    text = tr("Edits of {name} that were not saved are gone: it was replaced while they were made.")
+                    feedback.pushWarning(text.format(name=layer.name()))
+                refresh(layer)
+            if shown:
+                do_not_load(uri, context)
+            elif self._loads:
+                restyle(uri, "buildings", context)
         return {}
 
     def _load(self, names: dict[str, str], context: QgsProcessingContext) -> None:
@@ -158,7 +172,6 @@ class ExtractBuildings(EngineAlgorithm):
             details.forceName = True
             details.groupName = group
             context.addLayerToLoadOnCompletion(uri, details)
-        self._loaded = list(names)
 
     def _add_polygon_parameters(self) -> None:
         self.addParameter(
@@ -228,13 +241,27 @@ class ExtractBuildings(EngineAlgorithm):
 
 
 def _shown_layers(project: QgsProject, path: Path, names: Collection[str]) -> Iterator[QgsVectorLayer]:
-    """The layers of a project that show tables of these names in a GeoPackage, or its only one without naming it."""
+    """The layers of a project that show tables of these names in a GeoPackage."""
+    wanted = set(map(folded, names))
     for layer in project.mapLayers().values():
         if isinstance(layer, QgsVectorLayer) and layer.providerType() == "ogr":
             parts = QgsProviderRegistry.instance().decodeUri("ogr", layer.source())
-            same = os.path.normcase(Path(parts.get("path") or "").absolute()) == os.path.normcase(path)
-            if same and (parts.get("layerName") in names or not parts.get("layerName")):
+            if _is_file(path, parts.get("path")) and folded(parts.get("layerName") or _first_table(layer)) in wanted:
                 yield layer
+
+
+def _is_file(path: Path, other: str | None) -> bool:
+    """Whether both are one file, which several paths may lead to."""
+    try:
+        return other is not None and path.samefile(other)
+    except OSError:  # there is none
+        return False
+
+
+def _first_table(layer: QgsVectorLayer) -> str:
+    """The one that a layer shows which does not name any."""
+    tables = layer.dataProvider().subLayers() if layer.isValid() else []
+    return tables[0].split(QgsDataProvider.sublayerSeparator())[1] if tables else ""
 
 
 def _area_parameter(name: str, description: str, default: float) -> QgsProcessingParameterNumber:

@@ -170,6 +170,10 @@ def _problem(parameters: dict[str, Any]) -> str:
     """What is wrong with the parameters in the eyes of the algorithm; empty where nothing is."""
     if not parameters[INPUT]:
         return tr("Check at least one raster layer.")
+    layers = [QgsProject.instance().mapLayer(number) for number in parameters[INPUT]]
+    lost = next((layer.name() for layer in layers if layer is not None and not layer.isValid()), None)
+    if lost is not None:
+        return tr("{name} can't be read: QGIS does not find its file. Leave it out, or repair it.").format(name=lost)
     if OUTPUT not in parameters:
         return tr("Name the GeoPackage for the buildings.")
     context = QgsProcessingContext()
