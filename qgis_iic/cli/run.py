@@ -15,7 +15,7 @@ from qgis_iic.protocol.errors import EngineNotStarted, IicError, OutputIsOtherKi
 from qgis_iic.protocol.events import Event, Failed, Progress, Result, Started, Warned, encode
 from qgis_iic.protocol.job import LEAST_MEMORY, Job, Precision, Provider
 from qgis_iic.protocol.names import names_a_file
-from qgis_iic.protocol.requirements import LIBRARIES, TRAINING, install_command
+from qgis_iic.protocol.requirements import install_command, lacking
 
 PATH = click.Path(path_type=Path)
 
@@ -64,7 +64,7 @@ def named_errors(command: Callable[..., None]) -> Callable[..., None]:
             try:
                 command(*args, **kwargs)
             except ImportError as error:
-                needed = install_command(sys.executable, LIBRARIES + TRAINING)
+                needed = install_command(sys.executable, lacking(error))
                 raise EngineNotStarted(f"This Python lacks a library: {error}. Run this: {needed}") from error
         except IicError as error:
             if kwargs.get("events") == "json":

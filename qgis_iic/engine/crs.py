@@ -13,10 +13,18 @@ def is_on_earth(crs: pyproj.CRS | None) -> TypeGuard[pyproj.CRS]:
 
 
 def are_one(crs: pyproj.CRS | None, other: pyproj.CRS | None) -> bool:
-    """Whether coordinates in both mean the same, as is taken for granted where one is not known, or none on Earth."""
+    """Whether coordinates in both mean the same.
+
+    That is taken for granted where one is not known, and of two that have the same unit and do not lie on the Earth.
+    """
     if crs is None or other is None or crs == other:
         return True
-    return not is_on_earth(crs) and not is_on_earth(other)
+    return not is_on_earth(crs) and not is_on_earth(other) and _units(crs) == _units(other)
+
+
+def _units(crs: pyproj.CRS) -> set[float]:
+    """Of its axes, in metres."""
+    return {axis.unit_conversion_factor for axis in crs.axis_info}
 
 
 def geod_of(crs: pyproj.CRS) -> pyproj.Geod:

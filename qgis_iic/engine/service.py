@@ -16,7 +16,7 @@ from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.protocol.errors import EngineNotStarted, IicError, JobInvalid
 from qgis_iic.protocol.events import Emit, Event, Failed, encode
 from qgis_iic.protocol.job import AnyJob, read_job
-from qgis_iic.protocol.requirements import LIBRARIES, TRAINING, install_command
+from qgis_iic.protocol.requirements import install_command, lacking
 
 _CANCEL = "cancel"
 
@@ -57,10 +57,10 @@ def _run(work: Work, job: AnyJob, emit: Emit, cancellation: Cancellation) -> Eve
     try:
         return work(job, emit, cancellation)
     except ImportError as error:
-        libraries = LIBRARIES if job.task in _WITHOUT_TORCH else LIBRARIES + TRAINING
+        command = install_command(sys.executable, lacking(error, job.task not in _WITHOUT_TORCH))
         raise EngineNotStarted(
             f"The Python environment of the engine, {sys.executable}, lacks a library: {error}. "
-            f"Choose another environment in the settings, or run this: {install_command(sys.executable, libraries)}"
+            f"Choose another environment in the settings, or run this: {command}"
         ) from error
 
 

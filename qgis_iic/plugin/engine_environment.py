@@ -20,6 +20,8 @@ from qgis_iic.protocol.errors import EngineNotStarted
 VARIABLE = "QGIS_IIC_ENGINE_PYTHON"
 ENVIRONMENT = "engine-"
 """How the names of the environments in `folder()` begin; the time at which each was made follows."""
+COMPLETE = "complete"
+"""File in an environment in which all has been installed."""
 WINDOWS = os.name == "nt"
 CHECK_TIMEOUT = 60.0
 """Seconds; a cold start from a network drive can take many."""
@@ -100,9 +102,9 @@ def folder() -> Path:
 
 
 def last_made() -> list[str]:
-    """The interpreter of the environment that was made last, if there is one."""
-    made = (interpreters_in(found) for found in sorted(folder().glob(f"{ENVIRONMENT}*"), reverse=True))
-    return next(filter(None, made), [])
+    """The interpreter of the environment that was made last, if there is one; not of one that was begun and no more."""
+    made = sorted((found.parent for found in folder().glob(f"{ENVIRONMENT}*/{COMPLETE}")), reverse=True)
+    return next(filter(None, map(interpreters_in, made)), [])
 
 
 def check(path: str) -> Interpreter:

@@ -22,7 +22,7 @@ from qgis.PyQt.QtCore import pyqtSignal
 from qgis.PyQt.QtNetwork import QNetworkProxy
 
 from qgis_iic.plugin import engine_environment, settings
-from qgis_iic.plugin.engine_environment import ENVIRONMENT, VARIABLE, WINDOWS, Interpreter
+from qgis_iic.plugin.engine_environment import COMPLETE, ENVIRONMENT, VARIABLE, WINDOWS, Interpreter
 from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol import requirements
 from qgis_iic.protocol.errors import Cancelled, EngineNotStarted
@@ -69,7 +69,9 @@ def make(
         if wheels:
             command += ["--no-index", "--find-links", wheels]
         _run([*command, *_libraries(training, wheels)], variables, tell, cancelled)
-        return engine_environment.check(python)
+        made = engine_environment.check(python)
+        (target / COMPLETE).touch()
+        return made
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise

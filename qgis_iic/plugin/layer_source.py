@@ -181,7 +181,7 @@ def _declaring(path: str, layer: QgsRasterLayer) -> str:
     declared = provider.sourceHasNoDataValue(1)
     given = provider.userNoDataValues(1)
     wanted = given[0].min() if given and given[0].min() == given[0].max() else None
-    if (declared and provider.useSourceNoDataValue(1)) or (wanted is None and (given or not declared)):
+    if (declared and provider.useSourceNoDataValue(1)) or (wanted is None and not declared):
         return path
     declaring = temporary_file(layer.name(), ".vrt")
     try:

@@ -24,6 +24,19 @@ TRAINING = ("lightning-fabric>=2.6", "torch>=2.4")
 """What training, fine-tuning and evaluation need beside these: a gigabyte or more."""
 
 
+def lacking(error: ImportError, trains: bool = False) -> tuple[str, ...]:
+    """What to install after it, all at once; PyTorch alone where that is missing, whichever ONNX Runtime is there.
+
+    Args:
+        error: from an import.
+        trains: whether PyTorch is needed as well.
+    """
+    name, _, _ = (error.name or "").partition(".")
+    if name in ("torch", "lightning_fabric"):
+        return TRAINING
+    return LIBRARIES + TRAINING * trains
+
+
 def install_command(python: str = "python", libraries: Sequence[str] = LIBRARIES) -> str:
     """For the shells of all systems, with the interpreter at the path `python`."""
     quoted = f'"{python}"' if " " in python else python  # PowerShell takes what begins with a quote for a text

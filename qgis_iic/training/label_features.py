@@ -102,9 +102,11 @@ def _is_building(frame: geopandas.GeoDataFrame, path: Path) -> NDArray[np.bool_]
     values = frame[column]
     words = values.astype(str).str.strip().str.lower().str.removesuffix(".0")
     known = words.isin(_YES + _NO) | words.str.contains("[a-z]") & ~words.isin(_UNCLEAR)
-    if (values.isna() | ~known).any():
+    unclear = values[values.isna() | ~known]
+    if len(unclear):
         raise LabelsInvalid(
-            f"{path} has features that do not say in their column `{ATTRIBUTE}` whether they are one: 1 or 0."
+            f"{path} has features that do not say in their column `{ATTRIBUTE}` whether they are one, 1 or 0, but: "
+            f"{unclear.iloc[0]}."
         )
     flags: NDArray[np.bool_] = ~words.isin(_NO).to_numpy(np.bool_)
     return flags

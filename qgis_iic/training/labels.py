@@ -27,7 +27,7 @@ from rasterio.warp import Resampling, reproject, transform_bounds
 from rasterio.windows import Window as RasterioWindow
 from shapely import Polygon
 
-from qgis_iic.engine.crs import are_one
+from qgis_iic.engine.crs import are_one, is_on_earth
 from qgis_iic.engine.raster import Raster
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid
@@ -187,7 +187,8 @@ def read_labels(
 
     Args:
         labels: polygons and points in any format that OGR reads, or a raster coded as above. The column `building`
-            says 1, true or yes, or 0, false or no; other words, as OpenStreetMap has them (`house`), are buildings.
+            says 1, true or yes, or 0, false or no; other words, as OpenStreetMap has them (`house`), are buildings, but
+            for some that are no kind of building (`unknown`).
         area: polygons within which every building has its footprint; None with a label raster.
         transform, shape, crs: of the grid.
 
@@ -284,6 +285,10 @@ def _resample(path: Path, transform: Affine, shape: tuple[int, int], crs: pyproj
             # Where both are taken to be one any will do, as nothing is transformed then.
             here = there = "EPSG:3857"
             if crs is not None and not are_one(own, crs):
+                if is_on_earth(own) != is_on_earth(crs):
+                    raise LabelsInvalid(
+                        f"The labels in {path} can't be brought onto {crs.name}: give them that system."
+                    )
                 here, there = dataset.crs, crs.to_wkt()
             window = _seen_by(dataset, here, transform, shape, there)
             if window is None:
@@ -328,6 +333,6 @@ def _seen_by(
     if not all(map(math.isfinite, bounds)) or bounds[0] > bounds[2]:  # across the 180th meridian
         return whole
     covered = _covered(dataset, bounds)
-    if covered is None:
-        return None
+    if covered is None:  # or it counts degrees beyond the 180th meridian
+        return whole if dataset.crs is not None and dataset.crs.is_geographic else None
     return covered.grown(_MARGIN).intersection(whole)

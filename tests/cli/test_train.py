@@ -51,6 +51,7 @@ def test_without_pytorch_the_remedy_is_named(arguments: list[str], tmp_path: Pat
     )
     assert ended.returncode == EngineNotStarted.exit_status
     assert ended.stderr.startswith("iic: engine-not-started: ")
+    assert "onnxruntime" not in ended.stderr
     assert re.search(r"-m pip install .*\"torch>=", ended.stderr)
 
 

@@ -352,6 +352,24 @@ def test_another_spelling_of_a_layer_is_the_same_layer(
     assert len(list(shown.getFeatures())) < 5
 
 
+@pytest.mark.parametrize("kind", ["dead", "filtered"])
+def test_a_layer_that_does_not_show_the_result_does_not_stand_for_it(
+    dialog: ExtractionDialog, wait: Any, sample: Path, tmp_path: Path, kind: str
+) -> None:
+    if kind == "filtered":
+        shown = extracted(dialog, wait, sample, tmp_path)
+        shown.setSubsetString("fid > 100")
+        dialog.parameters.overwrite.setChecked(True)
+        dialog.start()
+        wait(finished(dialog), 30)
+    else:
+        dead = QgsVectorLayer(f"{tmp_path / 'out.gpkg'}|layername=scene", "scene", "ogr")
+        QgsProject.instance().addMapLayer(dead)
+        extracted(dialog, wait, sample, tmp_path)
+    found = [layer for layer in QgsProject.instance().mapLayers().values() if isinstance(layer, QgsVectorLayer)]
+    assert sorted(layer.featureCount() for layer in found if layer.isValid())[-1] == 5
+
+
 def test_edits_begun_during_a_run_do_not_end_up_in_other_buildings(
     dialog: ExtractionDialog, wait: Any, sample: Path, tmp_path: Path
 ) -> None:

@@ -52,7 +52,9 @@ def test_the_environment_that_was_set_up_last_comes_fourth(
     for name in ("engine-20260101000000", "engine-20260201000000"):
         (tmp_path / name / "bin").mkdir(parents=True)
         (tmp_path / name / "bin" / "python").symlink_to(path)
-    (tmp_path / "engine-20260301000000").mkdir()  # what a crash left
+        (tmp_path / name / engine_environment.COMPLETE).touch()
+    (tmp_path / "engine-20260301000000" / "bin").mkdir(parents=True)  # what a crash left
+    (tmp_path / "engine-20260301000000" / "bin" / "python").symlink_to(path)
     assert engine_environment.interpreter().path == str(tmp_path / "engine-20260201000000" / "bin" / "python")
 
 

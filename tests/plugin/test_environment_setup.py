@@ -199,14 +199,16 @@ def test_what_is_no_longer_used_goes_and_what_may_be_in_the_making_stays(
 def test_the_last_environment_stays_while_another_python_is_chosen(
     wheels: Path, tmp_path: Path, wait: Callable[..., None], chosen: str
 ) -> None:
-    for name in ("engine-1", "engine-2"):
+    for name in ("engine-1", "engine-2", "engine-3"):  # the third has no libraries yet
         python = tmp_path / "settings" / name / "bin" / "python"
         python.parent.mkdir(parents=True)
         python.touch()
+        if name != "engine-3":
+            (tmp_path / "settings" / name / engine_environment.COMPLETE).touch()
         os.utime(tmp_path / "settings" / name, (0, 0))
     settings.set_engine_python(chosen)
     environment_setup.remove_unused()
-    wait(lambda: not (tmp_path / "settings" / "engine-1").exists())
+    wait(lambda: len(list((tmp_path / "settings").iterdir())) < 2)
     assert [path.name for path in (tmp_path / "settings").iterdir()] == ["engine-2"]
 
 

@@ -218,13 +218,17 @@ def test_a_no_data_value_of_the_layer_is_declared_to_the_engine(raster: Any) -> 
     assert (declaring.ReadAsArray() == original.ReadAsArray()).all()
 
 
-def test_a_no_data_value_that_is_switched_off_does_not_reach_the_engine(raster: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [[], [QgsRasterRange(250, 255)]])
+def test_a_no_data_value_that_is_switched_off_does_not_reach_the_engine(
+    raster: Any, tmp_path: Path, others: list[QgsRasterRange]
+) -> None:
     declaring = str(tmp_path / "declaring.tif")
     gdal.Translate(declaring, str(raster()), noData=0)
     layer = QgsRasterLayer(declaring, "town")
     assert read(layer).source.path == declaring
     for band in range(1, layer.bandCount() + 1):
         layer.dataProvider().setUseSourceNoDataValue(band, False)
+        layer.dataProvider().setUserNoDataValue(band, others)
     without = gdal.Open(read(layer).source.path)
     assert [without.GetRasterBand(band).GetNoDataValue() for band in range(1, layer.bandCount() + 1)] == [None] * 3
     assert (without.ReadAsArray() == gdal.Open(declaring).ReadAsArray()).all()

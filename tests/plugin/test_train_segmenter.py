@@ -128,7 +128,7 @@ def test_an_environment_without_pytorch_is_told_how_to_get_it(
     """As the engine says it; here it is an engine that says so."""
     from qgis_iic.protocol import requirements
 
-    said = requirements.install_command("python", requirements.LIBRARIES + requirements.TRAINING)
+    said = requirements.install_command("python", requirements.TRAINING)
     engine(f"say('error', code='engine-not-started', message={said!r}); sys.exit(60)")
     algorithm = QgsApplication.processingRegistry().createAlgorithmById("iic:trainsegmenter")
     feedback = QgsProcessingFeedback(False)

@@ -16,6 +16,7 @@ from affine import Affine
 from rasterio.vrt import WarpedVRT
 from shapely.geometry import GeometryCollection, LineString, MultiPoint, Point, Polygon, box
 
+from qgis_iic.engine.crs import are_one
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid
@@ -355,6 +356,28 @@ def test_a_geopackage_may_say_that_it_has_no_crs(tmp_path: Path, number: int, ki
     with open_raster(scene) as raster:
         assert labelled_window(raster, labels, None).intersection(Window(6, 6, 1, 1)) is not None
     assert set(np.unique(known)) == {0, 1, 255}
+
+
+def test_a_label_raster_may_count_degrees_beyond_the_180th_meridian(tmp_path: Path) -> None:
+    degree = 111_320 * np.cos(np.radians(17))
+    transform = Affine(1 / degree, 0, 180.0005, 0, -1 / 111_320, -17.0)
+    coded = np.zeros((1, 60, 60), np.uint8)
+    coded[:, 20:40, 20:40] = 1
+    labels = write_raster(tmp_path / "l.tif", coded, transform=transform, crs="EPSG:4326")
+    to_metres = pyproj.Transformer.from_crs("EPSG:4326", "EPSG:32701", always_xy=True)
+    x, y = to_metres.transform(-179.9995 + 30 / degree, -17.0 - 30 / 111_320)
+    found = read_labels(labels, None, Affine(1, 0, x - 15, 0, -1, y + 15), (30, 30), pyproj.CRS("EPSG:32701"))
+    assert (found == 1).sum() == pytest.approx(400, abs=20)
+    assert (found == 0).sum() == pytest.approx(500, abs=20)
+
+
+def test_local_coordinates_are_not_brought_to_others(tmp_path: Path) -> None:
+    coded = write_raster(tmp_path / "l.tif", np.zeros((1, 20, 20), np.uint8))
+    with pytest.raises(LabelsInvalid, match="can't be brought"):
+        read_labels(coded, None, NORTH_UP, (20, 20), pyproj.CRS(LOCAL))
+    feet = LOCAL.replace('UNIT["metre",1]', 'UNIT["foot",0.3048]')
+    assert not are_one(pyproj.CRS(LOCAL), pyproj.CRS(feet))
+    assert are_one(pyproj.CRS(LOCAL), pyproj.CRS(LOCAL.replace("(m)", "of a camera")))
 
 
 LOCAL = 'LOCAL_CS["Local Coordinates (m)",LOCAL_DATUM["Local Datum",0],UNIT["metre",1],AXIS["X",EAST],AXIS["Y",NORTH]]'

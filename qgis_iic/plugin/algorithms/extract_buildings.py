@@ -156,7 +156,7 @@ class ExtractBuildings(EngineAlgorithm):
                     text = tr("Edits of {name} that were not saved are gone: it was replaced while they were made.")
                     feedback.pushWarning(text.format(name=layer.name()))
                 refresh(layer)
-            if shown:
+            if any(layer.isValid() and not layer.subsetString() for layer in shown):
                 do_not_load(uri, context)
             elif self._loads:
                 restyle(uri, "buildings", context)
