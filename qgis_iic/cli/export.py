@@ -23,7 +23,7 @@ def command(run: Path, output: Path, card: Path | None) -> None:
     from qgis_iic.training.export import export
     from qgis_iic.training.model_card import write_card
 
-    check_outputs((card,), (run, output))
+    check_outputs((card, output), (run,))
     metadata = export(run, output)
     if card is not None:
         write_card(metadata, output, card)

@@ -70,7 +70,14 @@ def command(
 
         source = RegionSource(imagery, labels, area, bands=bands)
         tuned = fine_tune_file(model, [source], output, minutes, overwrite, show, device=choose(accelerator))
-    found, steps = tuned.matching["head"], tuned.training["fine_tuning"]["steps"]
+    found, record = tuned.matching["head"], tuned.training["fine_tuning"]
+    steps, least = record["steps"], record["steps_from_labels_alone"]
+    if steps < least:
+        click.echo(
+            f"Warning: time ended at step {steps}, of {least} from labels alone: the network has hardly changed. Give "
+            "it more --minutes.",
+            err=True,
+        )
     click.echo(f"Model: {output}, {steps} steps; its probability decides")
     click.echo(f"On these labels, which it has learnt: IoU {found['iou']:.3f}, accuracy {found['accuracy']:.3f}")
 

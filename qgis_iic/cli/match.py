@@ -65,7 +65,8 @@ def command(
 
     Where there are enough labels, they are drawn from 5 times, 50 tiles of 64 x 64 pixels or two thirds of the tiles
     or features, and the mapping that each draw gives is scored on the labels left out: how much the answer depends on
-    which ones there are. These lie close by, and other ground will do worse.
+    which ones there are. The probe is scored on labels left out as well. These lie close by, and other ground will do
+    worse.
     """
     from qgis_iic.training.matching import match, match_by_hand
     from qgis_iic.training.places import load_protocol
@@ -118,8 +119,9 @@ def _found(matched: ModelMetadata) -> Iterator[str]:
     )
     yield f"Building clusters: {_listed(matched)}"
     yield f"Clusters on these labels: IoU {record['iou']:.3f}, accuracy {record['accuracy']:.3f}"
-    if "head" in record:
-        yield f"Probe on these labels: IoU {record['head']['iou']:.3f}, accuracy {record['head']['accuracy']:.3f}"
+    head = record.get("head", {})
+    if head:
+        yield f"Probe on these labels: IoU {head['iou']:.3f}, accuracy {head['accuracy']:.3f}"
     spread = record.get("spread")
     if spread is None:
         yield "There are too few labels to leave some out and see how it does on them."
@@ -128,3 +130,5 @@ def _found(matched: ModelMetadata) -> Iterator[str]:
             f"Clusters on labels left out, {spread['draws']} draws from {spread['units']} {spread['kind']}: "
             f"IoU {spread['iou']:.3f} ± {spread['deviation']:.3f}"
         )
+    if head.get("iou_left_out") is not None:
+        yield f"Probe on labels left out, part by part: IoU {head['iou_left_out']:.3f}"

@@ -76,8 +76,12 @@ def footprints(
     owner = (np.cumsum(kept) - 1)[owner[stays]]
     placed, geographic, areas = _some(placed, stays), _some(geographic, stays), areas[kept]
     if regularise is not None:
-        straight = regularised(_polygons(_some(in_pixels, stays), owner), regularise)
-        in_pixels, owner, is_shell = rings_of(straight)
+        plain = _polygons(_some(in_pixels, stays), owner)
+        straight = regularised(plain, regularise)
+        in_pixels, owner, _ = rings_of(straight)
+        # Placing rounds: an outline that just holds together in pixels may cross itself then.
+        valid = shapely.is_valid(_polygons(_placed(in_pixels, transform), owner))
+        in_pixels, owner, is_shell = rings_of(np.where(valid, straight, plain))
         placed = _placed(in_pixels, transform)
         geographic = geographic_rings(placed, crs)
         areas = ring_areas(geographic, crs, about)

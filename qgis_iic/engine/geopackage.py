@@ -18,7 +18,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyogrio
 import pyproj
+import shapely
 
 from qgis_iic.engine.footprints import FootprintFile
 from qgis_iic.engine.outputs import is_taken_as_it_is, write_errors
@@ -35,6 +37,8 @@ _ATTEMPTS = 5
 _BYTES_AT_ONCE = 16_000_000
 """Of polygons: all of a large raster together would take more than there is memory."""
 
+_PAGES_AT_ONCE = 4096
+"""Of a database that is copied, 16 MB: whoever cancels does not wait longer."""
 _VERSION = "1.3"
 """Newest version of the format that the GDAL of QGIS 3.40 reads without a warning."""
 
@@ -92,7 +96,14 @@ def check_target(path: Path, layers: Sequence[str], *, overwrite: bool) -> None:
             raise LayerExists(f"{path} has a layer {layer!r} already. Choose another layer name, or allow overwriting.")
 
 
-def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, overwrite: bool) -> None:
+def write_layers(
+    path: Path,
+    layers: Sequence[BuildingLayer],
+    scratch: Path,
+    *,
+    overwrite: bool,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Adds `layers` to the GeoPackage at `path`, or replaces those of the same name; makes the file where it is new.
 
     Args:
@@ -100,6 +111,7 @@ def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, 
         layers: all of them are written, or none.
         scratch: folder on the same disk.
         overwrite: whether layers of the same name may be replaced.
+        check: called all the while an existing file is copied, to end that by raising: it is then as it was.
 
     Raises:
         OutputIsOtherKind, LayerExists, OutputNotWritable: see `check_target`; the last also where another program keeps
@@ -117,10 +129,10 @@ def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, 
                     return
                 continue
             with _watched(path) as unchanged:
-                _backup(path, copy)
+                _backup(path, copy, check)
                 _write(copy, layers, _tables(path)[0])
                 if unchanged():
-                    _backup(copy, path)
+                    _backup(copy, path, check)
                     return
     raise OutputNotWritable(f"Other programs keep changing {path}. Choose another file, or try again later.")
 
@@ -128,8 +140,7 @@ def write_layers(path: Path, layers: Sequence[BuildingLayer], scratch: Path, *, 
 def check_crs(raster: Raster) -> None:
     """Raises SourceUnsuitable for a coordinate reference system that the library can't write into a GeoPackage."""
     try:
-        if raster.crs is not None and raster.crs.to_epsg() is None:
-            raster.crs.to_wkt("WKT1_GDAL")
+        crs_text(raster.crs)
     except pyproj.exceptions.CRSError as error:
         raise SourceUnsuitable(
             f"The coordinate reference system of {raster.path}, {raster.crs}, can't be written into a GeoPackage. "
@@ -137,8 +148,23 @@ def check_crs(raster: Raster) -> None:
         ) from error
 
 
+def crs_text(crs: pyproj.CRS | None) -> str | None:
+    """A coordinate reference system as the library takes it; raises CRSError where a GeoPackage can't hold it.
+
+    A system whose datum nobody knows is alike to some that are tens of metres away, whose code it must not get.
+    """
+    if crs is None:
+        return None
+    datum = (crs.geodetic_crs or crs).datum
+    is_known = datum is not None and not datum.name.lower().removeprefix("d_").startswith("unknown")
+    epsg = crs.to_epsg() if is_known else crs.to_epsg(min_confidence=100)
+    return crs.to_wkt("WKT1_GDAL") if epsg is None else f"EPSG:{epsg}"
+
+
 def _publish_new(copy: Path, path: Path) -> bool:
     """Gives a file its name, unless another run has taken that meanwhile."""
+    if path.exists():  # its journals are in use
+        return False
     for journal in _JOURNALS:  # of a database that was deleted without them; SQLite would write them into this one
         path.with_name(path.name + journal).unlink(missing_ok=True)
     try:
@@ -155,15 +181,21 @@ def _write(path: Path, layers: Sequence[BuildingLayer], existing: dict[str, str]
     for layer in layers:
         facts = {"layer_metadata": layer.provenance, "dataset_options": {"VERSION": _VERSION}}
         for number, table in enumerate(layer.footprints.tables(_BYTES_AT_ONCE)):
+            fields = [name for name in table.columns if name != "geometry"]
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*crs.*was not provided.*")
-                table.to_file(
+                # geopandas would have the library guess a code for the coordinate reference system.
+                pyogrio.raw.write(
                     path,
+                    shapely.to_wkb(table.geometry.to_numpy()),
+                    [table[name].to_numpy() for name in fields],
+                    fields,
                     layer=existing.get(folded(layer.name), layer.name),
                     driver="GPKG",
-                    engine="pyogrio",
                     geometry_type="Polygon",
-                    **({"mode": "w", **facts} if number == 0 else {"mode": "a"}),
+                    crs=crs_text(table.crs),
+                    append=number > 0,
+                    **(facts if number == 0 else {}),
                 )
 
 
@@ -179,17 +211,19 @@ def _watched(path: Path) -> Iterator[Callable[[], bool]]:
         yield lambda: version() == before
 
 
-def _backup(source: Path, target: Path) -> None:
+def _backup(source: Path, target: Path, check: Callable[[], None]) -> None:
     """Copies a database, all of it or nothing; raises sqlite3.OperationalError where it stays locked."""
     deadline = time.monotonic() + _BUSY_SECONDS
 
-    def give_up(status: int, _remaining: int, _total: int) -> None:
+    def go_on(status: int, _remaining: int, _total: int) -> None:
+        if status != sqlite3.SQLITE_DONE:  # what is done is not undone
+            check()
         # Python goes on trying for ever otherwise.
-        if status != sqlite3.SQLITE_DONE and time.monotonic() > deadline:
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and time.monotonic() > deadline:
             raise sqlite3.OperationalError("another program keeps it locked")
 
     with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(target)) as writing:
-        reading.backup(writing, progress=give_up)
+        reading.backup(writing, pages=_PAGES_AT_ONCE, progress=go_on)
 
 
 def _head(path: Path) -> bytes:
@@ -200,7 +234,10 @@ def _head(path: Path) -> bytes:
 def _tables(path: Path) -> tuple[dict[str, str], set[str]]:
     """Layers of features, folded name to spelling, and the folded names of all other tables."""
     with write_errors(path), closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
-        rows = connection.execute("SELECT table_name FROM gpkg_contents WHERE data_type = 'features'")
+        rows = connection.execute(
+            "SELECT table_name FROM gpkg_contents WHERE data_type = 'features' "
+            "AND lower(table_name) NOT IN (SELECT lower(name) FROM sqlite_master WHERE type = 'view')"
+        )
         features = {folded(name): name for (name,) in rows}
         everything = connection.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")
         return features, {folded(name) for (name,) in everything} - features.keys()

@@ -205,7 +205,7 @@ def _extract(
         layers.append(BuildingLayer(source.layer, found, _provenance(job, session, made)))
     progress.check()
     with clock.stage("write"):
-        geopackage.write_layers(Path(job.output), layers, scratch, overwrite=job.overwrite)
+        geopackage.write_layers(Path(job.output), layers, scratch, overwrite=job.overwrite, check=progress.check)
     return tuple(
         Layer(source.path, layer.name, len(layer.footprints), layer.footprints.area)
         for source, layer in zip(job.sources, layers, strict=True)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
 from qgis_iic.protocol.model_metadata import NODATA
 from qgis_iic.protocol.names import names_a_file
-from qgis_iic.training.network import CHANNELS, STRIDE, halo
+from qgis_iic.training.network import CHANNELS, STRIDE, TILE_SIZE, halo
 from qgis_iic.training.smoothness import Difference
 
 Section = TypeVar("Section")
@@ -47,6 +47,7 @@ class NetworkConfig:
         _require(2 <= self.clusters <= NODATA, f"network.clusters must be 2 to {NODATA}")
         _require(2 <= self.classes <= NODATA, f"network.classes must be 2 to {NODATA}")
         _require(self.preprocessing in FRONT_SIDES, f"network.preprocessing must be one of {', '.join(FRONT_SIDES)}")
+        _require(2 * self.halo < TILE_SIZE, f"network.dilations must see less than a tile of {TILE_SIZE} pixels")
 
     @property
     def halo(self) -> int:
@@ -196,6 +197,9 @@ class ImagerySource:
     def __post_init__(self) -> None:
         sides = self.window is None or (len(self.window) == 4 and min(self.window[2:]) > 0)
         _require(sides, "imagery.window must be column, row, width, height")
+        deep = self.path.replace("\\", "/").split("/")
+        _require(all("**" not in part or part == "**" for part in deep), f"imagery.path {self.path} has ** in a name")
+        _require(bool(self.path.strip()), "imagery.path must not be empty")
 
     @property
     def is_elsewhere(self) -> bool:
@@ -206,7 +210,8 @@ class ImagerySource:
         """Raises SourceNotFound where the folder holds no such raster."""
         if self.is_elsewhere:
             return [self.path]
-        found = sorted(data.glob(self.path))
+        # Brackets are part of a name, as QGIS and browsers number copies.
+        found = sorted(data.glob(self.path.replace("[", "[[]")))
         if not found:
             raise SourceNotFound(f"There is no imagery {self.path} in {data}. Name the folder that holds it: --data.")
         return list(map(str, found))
@@ -242,7 +247,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require(1 <= len(self.bands) <= 8, "bands must name 1 to 8 bands")
-        _require(all(seed >= 0 for seed in self.seeds), "seeds must be 0 or more")
+        _require(all(0 <= seed < 2**32 for seed in self.seeds), "seeds must be 0 or more, and below 2^32")
         _require(len(set(self.seeds)) == len(self.seeds) > 0, "seeds must name at least one, and none twice")
         _require(len(self.seeds) == 1 or self.held_out.share > 0, "several seeds need held_out.share above 0")
         shorter = len(self.seeds) == 1 or self.held_out.seed_steps <= self.optimisation.steps

@@ -71,9 +71,14 @@ def _markdown(block: Block, folder: str) -> str:
             return block.text
         case Table():
             lines = [block.heading, ["---"] * len(block.heading), *block.rows]
-            return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
         case Picture():
             return f"![{block.caption}]({quote(folder)}/{block.name}.png)\n\n{block.caption}"
+
+
+def _cell(text: str) -> str:
+    """Of a table, which neither a line break nor a bar may end."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def to_html(title: str, blocks: Iterable[Block]) -> str:

@@ -27,7 +27,7 @@ from qgis_iic.training.baselines import (
     LinearClassifier,
     random_network,
 )
-from qgis_iic.training.draws import draw_each
+from qgis_iic.training.draws import draw_each, label_units
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
 from qgis_iic.training.matching import OBJECTIVES, best_mappings, check_labels, total_support
 from qgis_iic.training.places import Draws
@@ -139,6 +139,7 @@ def evaluate(
         The setting's name, its share of buildings and labelled pixels, the `drawn_share` of the labelled pixels to
         match on that a draw holds (None without any), and
 
+        - `drawn_kind`: `tiles` or `features`, see `draws.label_units`; None without any;
         - `rows`: method, objective, and for each measure [mean, standard deviation over the draws];
         - `mappings`: `iou` and `accuracy`, from all labels of the regions to match on, and `file`, the model's own,
           each with its `building_clusters` and its `confusion` on the regions to score on; the file's building head,
@@ -147,8 +148,8 @@ def evaluate(
 
     Raises:
         ModelNotMatched: there is nothing to match on, and the model has no mapping of its own.
-        LabelsInvalid: the regions to match on hold no tile, the drawn tiles no building or no background, or the
-            regions to score on no labelled pixel.
+        LabelsInvalid: the regions to match on hold no tile, the drawn tiles no building or no background, the regions
+            to score on no building; or both share labels.
     """
     if not setting.match and metadata.building_clusters is None:
         raise ModelNotMatched(
@@ -161,6 +162,16 @@ def evaluate(
     labelled = background.false_negative + background.true_negative
     if labelled == 0:
         raise LabelsInvalid(f"{setting.name} holds no labelled pixel to score on where the imagery has data.")
+    if background.false_negative == 0:
+        raise LabelsInvalid(
+            f"{setting.name} holds no building to score on: none of the {labelled} labelled pixels is one. Check that "
+            "labels, area and imagery are of the same ground."
+        )
+    if any(match.shares_labels_with(score) for match in setting.match for score in setting.score):
+        raise LabelsInvalid(
+            f"{setting.name} has labels that are both to match on and to score on: what was matched on says nothing of "
+            "other ground. Part them, by files, areas or windows."
+        )
     mappings = _mappings(setting, metadata)
     found = {name: prediction(setting.score, metadata, name, chosen) for name, chosen in mappings.items()}
     rows = [
@@ -186,6 +197,7 @@ def evaluate(
         "building_share": background.false_negative / labelled,
         "labelled_pixels": labelled,
         "drawn_share": _drawn_share(setting.match, drawn),
+        "drawn_kind": _drawn_kind(setting.match, draws),
         "rows": rows,
         "mappings": {
             name: {"building_clusters": list(chosen), "confusion": asdict(ground.confusion(found[name]))}
@@ -216,6 +228,11 @@ def _drawn_share(regions: Sequence[Region], drawn: Sequence[Sequence[Labels]]) -
         return None
     known = [sum(int((plane != UNLABELLED).sum()) for plane in labels) for labels in drawn]
     return float(np.mean(known)) / sum(int((region.labels != UNLABELLED).sum()) for region in regions)
+
+
+def _drawn_kind(regions: Sequence[Region], draws: Draws) -> str | None:
+    units = label_units([region.labels for region in regions], draws.tile_size)
+    return None if units is None else units.kind
 
 
 def _undrawn_rows(
@@ -374,7 +391,7 @@ def _row(method: str, objective: str, measures: Sequence[dict[str, float]]) -> d
 
 
 def mean_over(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the mean over several settings: of the means, and of the standard deviations."""
+    """Rows of the mean over several settings, those that all of them have: of the means, and of the deviations."""
     rows = []
     for row in settings[0]["rows"]:
         same = [
@@ -383,6 +400,8 @@ def mean_over(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             for other in setting["rows"]
             if (other["method"], other["objective"]) == (row["method"], row["objective"])
         ]
+        if len(same) < len(settings):
+            continue
         measures = {
             name: np.mean([other["measures"][name] for other in same], axis=0).tolist() for name in row["measures"]
         }

@@ -47,6 +47,7 @@ from qgis_iic.training.network import (
     LAYERS_SEEN,
     LEAST_VARIANCE,
     STRIDE,
+    TILE_SIZE,
     IICNetwork,
     Logits,
     predict_logits,
@@ -54,7 +55,6 @@ from qgis_iic.training.network import (
 
 OPSET = 17
 IR_VERSION = 8
-TILE_SIZE = 650
 PARITY = 1e-3
 """Largest difference of logits between torch and ONNX Runtime, relative to the deviation of the logits."""
 

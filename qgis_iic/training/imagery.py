@@ -225,7 +225,8 @@ def _moments(scenes: Sequence[_Sums]) -> Moments:
     weights = [scene.share / sum(scene.share for scene in seen) / scene.pixels for scene in seen]
     mean = sum((weight * scene.values for weight, scene in zip(weights, seen, strict=True)), np.zeros(()))
     square = sum((weight * scene.squares for weight, scene in zip(weights, seen, strict=True)), np.zeros(()))
-    std = np.sqrt(square - mean**2).clip(min=1e-3)
+    # Of a band that never changes, rounding may leave the difference below zero.
+    std = np.sqrt((square - mean**2).clip(min=1e-6))
     return tuple(map(float, mean)), tuple(map(float, std))
 
 

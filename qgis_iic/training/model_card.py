@@ -224,21 +224,29 @@ def _limits(metadata: ModelMetadata) -> str:
 
 
 def _regenerate(metadata: ModelMetadata, file_name: str, copies: Sequence[Copy]) -> str:
-    """The commands; of a fine-tuned model those of what it was tuned from, as its labels are its owner's."""
+    """The commands; DATA is where the imagery and the labels lie."""
     stem = file_name.removesuffix(".onnx")
     model, card = f"models/{file_name}", f"--card models/{stem}.md"
     export = f"iic export runs/{stem} --output {model}"
-    places = f"--places models/{metadata.metrics.get('protocol') or 'places.toml'}"
+    protocol = metadata.metrics.get("protocol", "places.toml")  # older files do not say
+    places = f"--places models/{protocol or 'places.toml'}"
+    matched, scored = places, places
+    if not protocol or not metadata.metrics:
+        matched, scored = _labels(metadata.matching) or places, "--imagery SCENE --labels LABELS"
     trained = metadata.training.get("precision", "32-true")
     precision = "" if trained == "32-true" else f" --precision {trained}"
     commands = [f"iic train models/{metadata.name}.toml --output runs/{stem}{precision}"]
     commands.append(export if metadata.metrics else f"{export} {card}")
-    if metadata.building_clusters is not None:
-        commands.append(f"iic match {model} {_how_matched(metadata, places)} --output {model}")
+    if tuned := metadata.training.get("fine_tuning"):
+        commands.append(
+            f"iic finetune {model} {_labels(tuned)} --minutes {tuned['minutes']:g} --output {model} --overwrite"
+        )
+    elif metadata.building_clusters is not None:
+        commands.append(f"iic match {model} {_how_matched(metadata, matched)} --output {model}")
     if metadata.metrics:
         steps = metadata.metrics.get("supervised_steps")
         supervised = f" --supervised {steps}" if steps else ""
-        commands.append(f"iic evaluate {model} {places}{supervised} --record {card}")
+        commands.append(f"iic evaluate {model} {scored}{supervised} --record {card}")
     for copy in copies:
         kind, grounds = copy.precision["kind"], copy.precision["places"]
         where = f"{places} " if any("iou" in ground for ground in grounds) else ""
@@ -247,12 +255,22 @@ def _regenerate(metadata: ModelMetadata, file_name: str, copies: Sequence[Copy])
     return "\n".join(["## How to make it again", "", "```sh", *commands, "```"])
 
 
-def _how_matched(metadata: ModelMetadata, places: str) -> str:
+def _how_matched(metadata: ModelMetadata, labels: str) -> str:
     objective = metadata.matching.get("objective", "iou")
     if objective == MANUAL:
         return f"--building {','.join(map(str, metadata.building_clusters or ()))}"
     probe = metadata.matching.get("head", {}).get("kind") == "probe"
-    return f"{places} --objective {objective}{' --head probe' if probe else ''}"
+    return f"{labels} --objective {objective}{' --head probe' if probe else ''}"
+
+
+def _labels(made_with: dict[str, Any]) -> str:
+    """The options for labels of one raster, of which all blocks tell the same; none for those of a protocol."""
+    options = {
+        " ".join(f"--{name} DATA/{record[name]}" for name in ("imagery", "labels", "area") if name in record)
+        + (f" --bands {','.join(map(str, record['bands']))}" if "bands" in record else "")
+        for record in made_with.get("labels", ())
+    }
+    return options.pop() if len(options) == 1 else ""
 
 
 def _duration(seconds: float) -> str:

@@ -85,12 +85,14 @@ def _open(path: Path) -> onnx.ModelProto:
 
 
 def check_target(path: Path) -> None:
-    """Refuses to replace anything but a model file, of any precision and version.
+    """Refuses to replace anything but a model file, of any precision and version, or to call one by another suffix.
 
     Raises:
-        OutputIsOtherKind: the path is a folder or another file.
+        OutputIsOtherKind: the path is a folder or another file, or does not end in .onnx.
         OutputNotWritable: its folder is missing or can't be written to.
     """
+    if path.suffix.lower() != ".onnx":
+        raise OutputIsOtherKind(f"{path} is no name of a model file: give it one that ends in .onnx.")
     check_folder(path)
     if not os.path.exists(path):  # noqa: PTH110 - pathlib's may raise
         return

@@ -17,6 +17,8 @@ from torch.nn import functional
 CHANNELS = (64, 128, 256, 256, 512, 512)
 LAYERS_BEFORE_POOL = 2
 STRIDE = 2
+TILE_SIZE = 650
+"""Side in pixels of what an exported model predicts at a time unless memory says otherwise, halo included."""
 KERNEL = 3
 DECODER_CHANNELS = 64
 LAYERS_SEEN = (2, 4, 6)

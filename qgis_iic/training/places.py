@@ -28,6 +28,12 @@ class Draws:
     tiles: int = 50
     tile_size: int = 64
 
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        for name, value in vars(self).items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"draws.{name} is a whole number from 1 on, not {value!r}")
+
 
 @dataclass(frozen=True)
 class Place:
@@ -100,8 +106,11 @@ def load_protocol(path: Path, data: Path | None = None) -> Protocol:
     try:
         folder = (data or path.parent / record["data"]).resolve()
         places = tuple(_place(place, folder, path.parent.resolve()) for place in record["place"])
+        names = [place.name for place in places]
+        if len(set(names)) < len(names):
+            raise JobInvalid(f"The protocol {path} has two places of one name.")
         cross = record.get("cross", "")
-        if cross not in {"", *(place.name for place in places)}:
+        if cross not in {"", *names}:
             raise JobInvalid(f"The protocol {path} names no place {cross}.")
         return Protocol(places, cross, Draws(**record.get("draws", {})), str(record.get("note", "")), path.name)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -109,8 +118,11 @@ def load_protocol(path: Path, data: Path | None = None) -> Protocol:
 
 
 def _place(record: dict[str, Any], data: Path, beside: Path) -> Place:
+    name = record["name"]
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a place is a text, not {name!r}")
     return Place(
-        record["name"],
+        name,
         tuple(_region(region, data, beside) for region in record["match"]),
         tuple(_region(region, data, beside) for region in record["score"]),
     )
@@ -123,6 +135,11 @@ def _region(record: dict[str, Any], data: Path, beside: Path) -> RegionSource:
     bands = record.get("bands")
     if bands is not None and not (isinstance(bands, list) and all(type(band) is int for band in bands)):
         raise ValueError(f"bands are numbers, not {bands}")
+    window = record.get("window")
+    if window is not None and not (
+        len(window) == 4 and all(type(side) is int for side in window) and min(window) >= 0 < min(window[2:])
+    ):
+        raise ValueError(f"a window is column, row, width and height in whole pixels, not {window}")
     files = {
         name: (beside if str(record[name]).startswith("./") else data) / record[name]
         for name in ("imagery", "labels", "area")
@@ -132,6 +149,6 @@ def _region(record: dict[str, Any], data: Path, beside: Path) -> RegionSource:
         imagery=files["imagery"],
         labels=files["labels"],
         area=files.get("area"),
-        window=Window(*record["window"]) if "window" in record else None,
+        window=None if window is None else Window(*window),
         bands=None if bands is None else tuple(bands),
     )

@@ -65,8 +65,8 @@ def match_with_probe(
     open_inner(proto, FEATURES)  # a graph without these is refused before all that takes time
     metadata = find_mapping(model, metadata, sources, objective, advance)
     vectors, targets, groups = sample_features(proto, metadata, sources, seed=0, advance=advance)
-    head = fit_head(vectors, targets, groups)
-    record = {"kind": "probe", **measures(head, vectors, targets)}
+    head, left_out = fit_head(vectors, targets, groups)
+    record = {"kind": "probe", **measures(head, vectors, targets), "iou_left_out": left_out}
     metadata = replace(metadata, matching={**metadata.matching, "head": record})
     made, metadata = with_building_head(proto, metadata, head)
     write_model(made, metadata, output)
@@ -147,8 +147,10 @@ def tile_numbers(source: int, rows: NDArray[np.intp], cols: NDArray[np.intp]) ->
     return numbers
 
 
-def fit_head(vectors: Vectors, targets: Targets, groups: Groups) -> BuildingHead:
-    """The head that tells `targets` by `vectors`.
+def fit_head(vectors: Vectors, targets: Targets, groups: Groups) -> tuple[BuildingHead, float | None]:
+    """The head that tells `targets` by `vectors`, and its intersection over union on tiles that were left out.
+
+    The latter is None where there are too few tiles to leave some out. It has the best bias, as the head does.
 
     Of the `STRENGTHS`, the one is taken whose scores for tiles left out have the least cross-entropy, and the bias is
     the one with the largest intersection over union by the same scores.
@@ -175,8 +177,10 @@ def fit_head(vectors: Vectors, targets: Targets, groups: Groups) -> BuildingHead
     model = _fitted(scaled, targets, strength)
     scores = tried[strength] if folds else model.decision_function(scaled)
     weight = model.coef_[0] / std
-    bias = model.intercept_[0] - weight @ mean - best_threshold(scores, targets)
-    return BuildingHead(weight.astype(np.float32), float(bias))
+    threshold = best_threshold(scores, targets)
+    bias = model.intercept_[0] - weight @ mean - threshold
+    left_out = _iou(scores > threshold, targets) if folds else None
+    return BuildingHead(weight.astype(np.float32), float(bias)), left_out
 
 
 def _fitted(scaled: NDArray[np.float64], targets: Targets, strength: float) -> Any:
@@ -228,6 +232,10 @@ def measures(head: BuildingHead, vectors: Vectors, targets: Targets) -> dict[str
     found = vectors @ head.weight + head.bias > 0
     return {
         "pixels": len(targets),
-        "iou": float((found & targets).sum() / (found | targets).sum()),
+        "iou": _iou(found, targets),
         "accuracy": float((found == targets).mean()),
     }
+
+
+def _iou(found: Targets, targets: Targets) -> float:
+    return float((found & targets).sum() / (found | targets).sum())

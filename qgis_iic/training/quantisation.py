@@ -29,7 +29,7 @@ from qgis_iic.training.evaluation import confusion
 from qgis_iic.training.fp16 import rounded_as_fp16, to_fp16
 from qgis_iic.training.int8 import Floats, to_int8
 from qgis_iic.training.labels import UNLABELLED, Labels
-from qgis_iic.training.model_file import Kind, read_model, weights_checksum, write_model
+from qgis_iic.training.model_file import Kind, check_target, read_model, weights_checksum, write_model
 from qgis_iic.training.places import Place
 from qgis_iic.training.regions import labelled_plan
 
@@ -75,8 +75,10 @@ def quantise(
         ModelNotMatched: the model does not say what a building is.
         ModelInvalid: the graph is not one of `iic export`, or not in fp32.
         SourceUnsuitable: a raster has fewer than two tiles with data, or there is none to calibrate int8 on.
+        OutputIsOtherKind, OutputNotWritable: see `model_file.check_target`.
         IicError: see `engine.raster`, `labels.read_labels` and `model_file.write_model`.
     """
+    check_target(sibling(model, kind))
     proto, metadata = read_model(model)
     if metadata.decision == "clusters" and metadata.building_clusters is None:
         raise ModelNotMatched(
@@ -122,8 +124,9 @@ def open_ground(
             raise SourceUnsuitable(f"{ground} has data in one tile alone: there is none left to compare on.")
         single = [replace(whole, window=tile.core, rows=[(tile,)]) for _, tile in found]
         calibration = min(CALIBRATION_TILES, len(single) // 2)
+        file = ground.resolve()
         yield Ground(
-            f"{ground.parent.name}/{ground.name}", single[:calibration], [(made, None) for made in single[calibration:]]
+            f"{file.parent.name}/{file.name}", single[:calibration], [(made, None) for made in single[calibration:]]
         )
 
 

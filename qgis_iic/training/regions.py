@@ -99,6 +99,7 @@ class Region:
 
     Attributes:
         source: where it comes from.
+        window: of the working grid of its raster.
         values: raw pixel values as the network gets them, float32 [bands, H, W]; 0 where not valid.
         valid: bool [H, W].
         labels: uint8 [H, W], 255 where unlabelled or not valid.
@@ -108,6 +109,7 @@ class Region:
     """
 
     source: RegionSource
+    window: Window
     values: NDArray[np.float32]
     valid: NDArray[np.bool_]
     labels: Labels
@@ -115,6 +117,14 @@ class Region:
     classes: NDArray[np.uint8]
     probability: NDArray[np.uint8]
     shares: SharedAssignment | None = None
+
+    def shares_labels_with(self, other: Region) -> bool:
+        """Whether a pixel of the same raster is labelled in both."""
+        shared = self.window.intersection(other.window)
+        if shared is None or Path(self.source.imagery).resolve() != Path(other.source.imagery).resolve():
+            return False
+        mine, its = (each.labels[shared.slices_in(each.window)] != UNLABELLED for each in (self, other))
+        return bool((mine & its).any())
 
     def assignment(self, metadata: ModelMetadata) -> Assignment:
         """Of its pixels to the clusters of the model: by shares, where these are known."""
@@ -183,7 +193,7 @@ class RegionReader:
             clusters, classes, probability = answer(self._session, made, advance)
             known = np.where(clusters == NODATA, UNLABELLED, labels).astype(np.uint8)
             shares = self._read_shares(made, known != UNLABELLED, advance)
-        return Region(source, values, valid, known, clusters, classes, probability, shares)
+        return Region(source, made.window, values, valid, known, clusters, classes, probability, shares)
 
     def _read_shares(self, made: Plan, wanted: NDArray[np.bool_], advance: Advance) -> SharedAssignment | None:
         """Of the pixels of a plan, in its tiles that hold any of those wanted, bool [H, W]."""

@@ -63,10 +63,10 @@ def write_report(path: Path, title: str, figures: dict[str, Any], examples: Mapp
 def report_blocks(title: str, figures: dict[str, Any], examples: Mapping[str, Sequence[Example]]) -> list[Block]:
     """All that is known of an evaluation: tables as in a model's card, and for each setting what is behind them."""
     blocks: list[Block] = [Heading(1, title), *_summary_blocks(figures)]
-    for setting in figures["settings"]:
+    for number, setting in enumerate(figures["settings"], start=1):
         blocks += _setting_blocks(setting)
         blocks += _detail_blocks(setting)
-        blocks += _picture_blocks(setting["name"], examples.get(setting["name"], ()))
+        blocks += _picture_blocks(number, setting["name"], examples.get(setting["name"], ()))
     return blocks
 
 
@@ -80,10 +80,13 @@ def figure_blocks(figures: dict[str, Any]) -> list[Block]:
 def _summary_blocks(figures: dict[str, Any]) -> list[Block]:
     draws, side = figures["draws"], figures["draws"]["tile_size"]
     if any(setting.get("drawn_share") for setting in figures["settings"]):
+        scattered = any(setting.get("drawn_kind") == "features" for setting in figures["settings"])
+        features = ", or where labels are too scattered for them features of either kind" if scattered else ""
         text = (
             f"Mean and standard deviation over {draws['count']} draws of {draws['tiles']} labelled tiles of "
-            f"{side} x {side} pixels (two thirds of the tiles there are, where that is fewer), scored on ground that "
-            "was not matched on. All methods get the same tiles."
+            f"{side} x {side} pixels{features} (two thirds of {'those' if scattered else 'the tiles'} there are, where "
+            "that is fewer), scored on ground that was not matched on. All methods get the same "
+            f"{'labels' if scattered else 'tiles'}."
         )
     else:
         text = "The model as it is: nothing was matched for this. On labels that it was made with, it looks too good."
@@ -168,10 +171,10 @@ def _detail_blocks(setting: dict[str, Any]) -> list[Block]:
     ]
 
 
-def _picture_blocks(name: str, examples: Sequence[Example]) -> list[Block]:
+def _picture_blocks(number: int, name: str, examples: Sequence[Example]) -> list[Block]:
     if not examples:
         return []
-    stem = re.sub(r"\W+", "_", name.lower())
+    stem = re.sub(r"\W+", "_", f"{number} {name.lower()}")  # two names may differ in their punctuation alone
     return [
         Heading(4, f"{name}: pictures"),
         Paragraph(LEGEND),

@@ -88,9 +88,9 @@ def test_reports_for_people(folder: Path) -> None:
     for cluster in setting["clusters"]:
         assert f"| {cluster['cluster']} | {cluster['building']} | {cluster['background']} |" in markdown
     pictures = sorted(path.name for path in (folder / "report_pictures").iterdir())
-    assert pictures == re.findall(r"\(report_pictures/(.*)\)", markdown) == ["scene_best.png"]
+    assert pictures == re.findall(r"\(report_pictures/(.*)\)", markdown) == ["1_scene_best.png"]
     assert html.count("<img src=") == 1
-    with rasterio.open(folder / "report_pictures" / "scene_best.png") as picture:
+    with rasterio.open(folder / "report_pictures" / "1_scene_best.png") as picture:
         assert (picture.count, picture.height, picture.width) == (3, 192, 3 * 192 + 8)
 
 

@@ -37,6 +37,7 @@ def test_finetune(folder: Path, tmp_path: Path) -> None:
     status, told = invoke(folder, "finetune", output, "--minutes", "0.02", "--threads", "1")
     assert status == 0, told
     assert "its probability decides" in told
+    assert "of 300 from labels alone" in told
     assert "IoU" in told
     assert read_model(output)[1].decision == "probability"
 

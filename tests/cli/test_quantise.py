@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from qgis_iic.cli.main import main
-from qgis_iic.protocol.errors import SourceUnsuitable
+from qgis_iic.protocol.errors import OutputIsOtherKind, SourceUnsuitable
 from qgis_iic.training import quantisation
 from qgis_iic.training.export import build_model
 from qgis_iic.training.model_file import read_model, weights_checksum, write_model
@@ -113,3 +113,11 @@ def test_imagery_or_places(model: Path) -> None:
     assert "Name --imagery, --places, or both" in done.output
     missing = invoke("quantise", model, "--precision", "int8", "--imagery", model.with_name("none.tif"))
     assert missing.exit_code == 11
+
+
+def test_what_is_no_model_is_never_replaced(model: Path) -> None:
+    notes = model.with_name("m.fp16.onnx")
+    notes.write_text("my notes", encoding="utf-8")
+    done = invoke("quantise", model, "--precision", "fp16", "--imagery", model.with_name("scene.tif"))
+    assert done.exit_code == OutputIsOtherKind.exit_status
+    assert notes.read_text(encoding="utf-8") == "my notes"

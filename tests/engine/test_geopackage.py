@@ -18,10 +18,11 @@ import pytest
 import shapely
 
 from qgis_iic.engine import geopackage
+from qgis_iic.engine.footprints import _POSITION as POSITION
 from qgis_iic.engine.footprints import FootprintFile, footprints
 from qgis_iic.engine.geopackage import BuildingLayer, check_target, write_layers
 from qgis_iic.engine.vectorization import Components
-from qgis_iic.protocol.errors import LayerExists, OutputIsOtherKind, OutputNotWritable
+from qgis_iic.protocol.errors import Cancelled, LayerExists, OutputIsOtherKind, OutputNotWritable
 from tests.rasters import NORTH_UP
 
 FOLDER = tempfile.TemporaryDirectory()
@@ -276,3 +277,83 @@ def test_a_locked_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(OutputNotWritable, match="locked"):
             write(path, layer("second", 1))
+
+
+@pytest.mark.parametrize(
+    ("crs", "expected"),
+    [
+        ("EPSG:32645", "EPSG:32645"),
+        ("+proj=utm +zone=32 +datum=WGS84", "EPSG:32632"),
+        ("EPSG:31467+5783", None),
+    ],
+)
+def test_a_known_system_keeps_its_code(crs: str, expected: str | None) -> None:
+    text = geopackage.crs_text(pyproj.CRS(crs))
+    assert text == expected if expected else text is not None
+
+
+def test_a_system_of_unknown_datum_gets_the_code_of_none(tmp_path: Path) -> None:
+    """ED50 has the same ellipsoid and lies 123 m away."""
+    crs = pyproj.CRS("+proj=utm +zone=32 +ellps=intl")
+    plain = layer("unknown", 2)
+    found = FootprintFile(tmp_path / "f.wkb", crs)
+    for table in plain.footprints.tables(10**6):
+        found.add(table.drop(columns="id").set_crs(crs, allow_override=True).assign(**dict.fromkeys(POSITION, 0)))
+    write(tmp_path / "b.gpkg", replace(plain, footprints=found))
+    written = geopandas.read_file(tmp_path / "b.gpkg").crs
+    assert written.to_epsg(min_confidence=100) is None
+    x, y = pyproj.Transformer.from_crs(crs, written, always_xy=True).transform(5e5, 5.5e6)
+    assert (x, y) == pytest.approx((5e5, 5.5e6), abs=0.01)
+
+
+def test_a_copy_that_is_cancelled_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, writing = tmp_path / "b.gpkg", geopackage._write
+    write(path, layer("first", 3))
+    before = path.read_bytes()
+    written = []
+
+    def write_first(*arguments: Any) -> None:
+        writing(*arguments)
+        written.append(True)
+
+    def check() -> None:
+        if written:  # and so the file itself is being replaced
+            raise Cancelled("now")
+
+    monkeypatch.setattr(geopackage, "_write", write_first)
+    monkeypatch.setattr(geopackage, "_PAGES_AT_ONCE", 2)
+    with pytest.raises(Cancelled), tempfile.TemporaryDirectory(dir=tmp_path) as scratch:
+        write_layers(path, [layer("second", 1)], Path(scratch), overwrite=True, check=check)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["b.gpkg"]
+
+
+def test_journals_of_a_file_made_meanwhile_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, writing = tmp_path / "b.gpkg", geopackage._write
+    other = []
+
+    def write_meanwhile(copy: Path, *arguments: Any) -> None:
+        if not path.exists():
+            writing(path, [layer("theirs", 2)], {})
+            other.append(sqlite3.connect(path))
+            other[0].execute("PRAGMA journal_mode = wal")
+            other[0].execute("CREATE TABLE notes (text)")
+            other[0].commit()
+        writing(copy, *arguments)
+
+    monkeypatch.setattr(geopackage, "_write", write_meanwhile)
+    write(path, layer("mine", 3))
+    with closing(other[0]):
+        assert other[0].execute("SELECT count(*) FROM notes").fetchone() == (0,)
+    assert {"theirs": 2, "mine": 3}.items() <= layers(path).items()
+
+
+def test_a_view_is_no_layer_to_replace(tmp_path: Path) -> None:
+    path = tmp_path / "b.gpkg"
+    write(path, layer("first", 3))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE VIEW seen AS SELECT * FROM first")
+        connection.execute("INSERT INTO gpkg_contents (table_name, data_type) VALUES ('seen', 'features')")
+        connection.commit()
+    with pytest.raises(OutputIsOtherKind, match="seen"):
+        check_target(path, ["seen"], overwrite=True)

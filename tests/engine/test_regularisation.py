@@ -122,3 +122,13 @@ def test_a_turned_raster_is_straightened_in_its_own_frame() -> None:
     options = {"min_area": 0, "max_hole_area": 0, "regularise": (0.3, 0.3)}
     table = footprints(parts, turned, pyproj.CRS("EPSG:32645"), turned @ (50, 50), **options)
     assert corners(table.geometry[0]) == pytest.approx(90, abs=0.5)
+
+
+def test_an_outline_that_crosses_itself_once_it_is_placed_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = np.array([shapely.Polygon([(0, 0), (9, 9), (9, 0), (0, 9)]), shapely.box(20, 0, 28, 8)])
+    monkeypatch.setattr("qgis_iic.engine.footprints.regularised", lambda *_: made)
+    boxes = shapely.box([0, 20], 0, [9, 29], 9)
+    parts = Components(boxes, np.arange(2), np.full(2, 81), np.full(2, 0.5))
+    table = footprints(parts, NORTH_UP, None, (0, 0), min_area=0, max_hole_area=0, regularise=(1.0, 1.0))
+    assert table.is_valid.all()
+    assert table["area_m2"].tolist() == pytest.approx([81 * abs(NORTH_UP.determinant), 64 * abs(NORTH_UP.determinant)])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
-from qgis_iic.training.config import TrainingConfig, load_config
+from qgis_iic.training.config import ImagerySource, TrainingConfig, load_config
 from tests.training.scenes import CONFIG, write_config
 
 
@@ -40,6 +40,10 @@ def test_the_configurations_in_the_repository_are_valid(project_folder: Path, na
         ("clusters = 6", "sobel = true", "unknown entries: network.sobel"),
         ("width = 0.0625", "width = 0", "network.width"),
         ("width = 0.0625", "dilations = [1, 2]", "dilations must be 6"),
+        ("width = 0.0625", "dilations = [1, 1, 90, 90, 90, 90]", "less than a tile of 650"),
+        ("seeds = [3]", "seeds = [4294967296]", "below 2"),
+        ('path = "scene.tif"', 'path = ""', "must not be empty"),
+        ('path = "scene.tif"', 'path = "**x"', "has \\*\\* in a name"),
         ("chip_size = 32", "chip_size = 30", "multiple of 4"),
         ("displacement = 2", "displacement = 8", "quarter of the chip"),
         ("bands = [1, 2, 3]", "bands = [1, 2]", "must name 3 bands"),
@@ -75,3 +79,9 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     config = load_config(write_config(tmp_path))
     with pytest.raises(SourceNotFound, match=r"no imagery scene\.tif"):
         config.imagery[0].files(tmp_path)
+
+
+def test_brackets_are_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "ort[1].tif").touch()
+    source = ImagerySource("ort[1]*", (1, 2, 3))
+    assert source.files(tmp_path) == [str(tmp_path / "ort[1].tif")]

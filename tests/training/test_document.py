@@ -63,3 +63,8 @@ def test_html_closes_what_it_opens() -> None:
     balance = Balance()
     balance.feed(to_html("Fish & chips", DOCUMENT))
     assert balance.open == []
+
+
+def test_a_cell_ends_neither_its_row_nor_itself() -> None:
+    table = Table(("a", "b"), [("x | y", "two\nlines")])
+    assert to_markdown([table]).splitlines()[-1] == "| x \\| y | two lines |"

@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 
+from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid, ModelNotMatched
 from qgis_iic.training.baselines import (
     MULTISCALE,
@@ -47,7 +48,8 @@ def region(seed: int = 0, size: int = 128) -> Region:
     clusters = labels.copy()
     clusters[(labels == 1) & (np.random.default_rng(seed).random(labels.shape) < 0.1)] = 2
     return Region(
-        source=RegionSource(Path("scene.tif"), Path("labels.tif")),
+        source=RegionSource(Path(f"scene{seed}.tif"), Path("labels.tif")),
+        window=Window(0, 0, *labels.shape),
         values=values.astype(np.float32),
         valid=np.ones(labels.shape, np.bool_),
         labels=labels,
@@ -235,6 +237,29 @@ def test_a_place_without_labels_can_not_be_scored() -> None:
     plain = region()
     with pytest.raises(LabelsInvalid, match="nowhere"):
         evaluate(Setting("nowhere", [], [replace(plain, labels=np.full_like(plain.labels, 255))]), MODEL, DRAWS)
+
+
+def test_a_place_without_buildings_can_not_be_scored() -> None:
+    plain = region()
+    with pytest.raises(LabelsInvalid, match="no building to score on"):
+        evaluate(Setting("field", [], [replace(plain, labels=np.zeros_like(plain.labels))]), MODEL, DRAWS)
+
+
+def test_what_was_matched_on_is_not_scored() -> None:
+    plain = region()
+    west, east = (
+        replace(plain, labels=np.where(half, plain.labels, 255).astype(np.uint8))
+        for half in (np.arange(128) < 64, np.arange(128) >= 64)
+    )
+    evaluate(Setting("halves", [west], [east]), MODEL, DRAWS, baselines=False)
+    with pytest.raises(LabelsInvalid, match="both to match on and to score on"):
+        evaluate(Setting("same", [plain], [east]), MODEL, DRAWS, baselines=False)
+
+
+def test_rows_that_not_all_places_have_are_no_mean() -> None:
+    common = {"method": "m", "objective": "iou", "draws": 5, "measures": {"accuracy": [0.5, 0.1]}}
+    one = {"rows": [common, {**common, "method": "matched"}]}
+    assert [row["method"] for row in mean_over([one, {"rows": [common]}])] == ["m"]
 
 
 def test_the_mean_over_places_is_taken_row_by_row() -> None:

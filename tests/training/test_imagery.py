@@ -10,7 +10,16 @@ from affine import Affine
 
 from qgis_iic.protocol.errors import DiskFull, SourceUnsuitable
 from qgis_iic.training.config import TrainingConfig, load_config
-from qgis_iic.training.imagery import ChipSampler, Moments, Scene, open_scenes, write_scenes, write_usable_ground
+from qgis_iic.training.imagery import (
+    ChipSampler,
+    Moments,
+    Scene,
+    _moments,
+    _Sums,
+    open_scenes,
+    write_scenes,
+    write_usable_ground,
+)
 from qgis_iic.training.pairs import usable_ground
 from tests.rasters import write_raster
 from tests.training.scenes import village, write_config, write_village
@@ -186,3 +195,12 @@ def test_a_real_tile_is_resampled_and_masked(data_folder: Path, tmp_path: Path) 
     assert loaded.valid.shape[1] == pytest.approx(6144 * 0.0746 * np.cos(np.radians(13.97)) / 0.3, abs=3)
     assert loaded.valid.mean() == pytest.approx(0.22, abs=0.01)
     assert loaded.usable.mean() < loaded.valid.mean()
+
+
+@pytest.mark.parametrize("value", range(0, 256, 5))
+def test_a_band_that_never_changes_has_a_deviation(value: int) -> None:
+    sums = np.array([100.0 * value]), np.array([100.0 * value**2])
+    scenes = [_Sums((10, 10), share, *sums, 100) for share in (0.4, 0.2, 0.15)]
+    (mean,), (std,) = _moments(scenes)
+    assert mean == pytest.approx(value)
+    assert 1e-3 <= std < 1e-2

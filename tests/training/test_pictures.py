@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qgis_iic.engine.tiling import Window
 from qgis_iic.training.pictures import BUILDING_COLOR, FOUND, GAP, MISSED, WRONG, choose_examples, triptych
 from qgis_iic.training.regions import Region, RegionSource
 
@@ -19,7 +20,16 @@ def region(tiles: int = 5) -> Region:
         labels[4:12, SIDE * tile + 4 : SIDE * tile + 12] = 1
     values = np.broadcast_to(np.linspace(0, 1000, labels.shape[1]), (4, *labels.shape)).astype(np.float32)
     valid = np.ones(labels.shape, np.bool_)
-    return Region(RegionSource(Path("i"), Path("l")), values, valid, labels, labels, labels, labels)
+    return Region(
+        RegionSource(Path("i"), Path("l")),
+        Window(0, 0, *labels.shape[::-1]),
+        values,
+        valid,
+        labels,
+        labels,
+        labels,
+        labels,
+    )
 
 
 def found_rows(plain: Region, rows: list[int]) -> np.ndarray:

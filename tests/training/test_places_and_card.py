@@ -32,7 +32,7 @@ tile_size = 32
 
 [[place]]
 name = "Left"
-match = [{ imagery = "scene.tif", labels = "labels.tif", window = [0, 0, 64, 160] }]
+match = [{ imagery = "scene.tif", labels = "labels.tif", window = [0, 64, 64, 96] }]
 score = [{ imagery = "scene.tif", labels = "labels.tif", window = [64, 0, 64, 64] }]
 
 [[place]]
@@ -53,7 +53,7 @@ def places(tmp_path: Path) -> Path:
 def test_a_protocol_is_read_with_paths_relative_to_it(places: Path, tmp_path: Path) -> None:
     protocol = load_protocol(places)
     assert protocol.places[0].match == (
-        RegionSource(tmp_path / "scene.tif", tmp_path / "labels.tif", window=Window(0, 0, 64, 160)),
+        RegionSource(tmp_path / "scene.tif", tmp_path / "labels.tif", window=Window(0, 64, 64, 96)),
     )
     assert protocol.draws.tiles == 3
     assert [name for name, _, _ in protocol.settings()] == ["Left", "Right", "Left to Right"]
@@ -75,16 +75,23 @@ def test_labels_may_lie_beside_the_protocol_and_bands_be_named(places: Path, tmp
         ('cross = "Left"', 'cross = "Nowhere"'),
         ("tiles = 3", "tils = 3"),
         ('name = "Right"', ""),
-        ("[0, 0, 64, 160]", "[0, 0, 64]"),
-        ("[0, 0, 64, 160]", "[0, 0, 64, 0]"),
+        ("[0, 64, 64, 96]", "[0, 0, 64]"),
+        ("[0, 64, 64, 96]", "[0, 0, 64, 0]"),
         ('labels = "labels.tif", window = [0, 0, 64, 64]', 'masks = "labels.tif"'),
         ("[draws]", "[draws"),
+        ("count = 2", "count = 0"),
+        ("tiles = 3", "tiles = 2.5"),
+        ("tile_size = 32", 'tile_size = "32"'),
+        ('name = "Right"', "name = 5"),
+        ('name = "Right"', 'name = "Left"'),
+        ("[0, 64, 64, 96]", '["0", 64, 64, 96]'),
+        ("[0, 64, 64, 96]", "[-1, 64, 64, 96]"),
         ('labels = "labels.tif"', "labels = 5"),
         ('labels = "labels.tif"', 'labels = "labels.tif", bands = 5'),
         ('labels = "labels.tif"', 'labels = "labels.tif", bands = "321"'),
         ('labels = "labels.tif"', 'labels = "labels.tif", bands = ["red", "green", "blue"]'),
         ('labels = "labels.tif"', 'labels = "labels.tif", bands = [true, 2, 3]'),
-        ('match = [{ imagery = "scene.tif", labels = "labels.tif", window = [0, 0, 64, 160] }]', 'match = "scene.tif"'),
+        ('match = [{ imagery = "scene.tif", labels = "labels.tif", window = [0, 64, 64, 96] }]', 'match = "scene.tif"'),
     ],
 )
 def test_what_is_wrong_in_a_protocol_is_named(places: Path, line: str, replacement: str) -> None:

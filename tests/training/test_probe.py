@@ -82,7 +82,7 @@ def test_scales_of_the_features_do_not_matter() -> None:
     targets = vectors @ np.array([1, -2, 0, 0.5]) + 0.3 > 0
     scales = np.array([1e-3, 1, 50, 1e3], np.float32)
     groups = np.arange(2000) // 100
-    plain, scaled = (fit_head(each, targets, groups) for each in (vectors, vectors * scales + 7 * scales))
+    plain, scaled = (fit_head(each, targets, groups)[0] for each in (vectors, vectors * scales + 7 * scales))
     np.testing.assert_allclose(scaled.weight * scales, plain.weight, rtol=1e-2, atol=1e-2)
     assert measures(plain, vectors, targets)["iou"] > 0.97
     assert measures(scaled, vectors * scales + 7 * scales, targets)["iou"] > 0.97
@@ -95,8 +95,11 @@ def test_weights_are_held_back_where_tiles_say_other_things_than_their_pixels() 
     targets = random.random(len(groups)) < 0.3 + 0.4 * (groups % 2)
     looks = random.standard_normal((24, 40))
     vectors = np.column_stack([targets + random.normal(0, 1.5, len(groups)), looks[groups]]).astype(np.float32)
-    by_tile = fit_head(vectors, targets, groups)
-    by_pixel = fit_head(vectors, targets, np.arange(len(groups)))
+    by_tile, left_out = fit_head(vectors, targets, groups)
+    by_pixel, of_the_same_tiles = fit_head(vectors, targets, np.arange(len(groups)))
+    assert left_out is not None
+    assert of_the_same_tiles is not None
+    assert left_out < of_the_same_tiles
     assert np.abs(by_tile.weight[1:]).sum() < np.abs(by_pixel.weight[1:]).sum() / 2
 
 
@@ -122,7 +125,9 @@ def test_too_few_tiles_to_leave_some_out_still_make_a_head() -> None:
     random = np.random.default_rng(0)
     targets = np.arange(200) % 2 == 0
     vectors = (targets[:, None] + random.normal(0, 0.2, (200, 3))).astype(np.float32)
-    assert measures(fit_head(vectors, targets, np.zeros(200, np.int64)), vectors, targets)["iou"] > 0.95
+    head, left_out = fit_head(vectors, targets, np.zeros(200, np.int64))
+    assert measures(head, vectors, targets)["iou"] > 0.95
+    assert left_out is None
 
 
 @given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_size=12))

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.draws import draw_labels
@@ -33,7 +34,9 @@ def region(seed: int, size: int = 128) -> Region:
     nothing = np.zeros_like(labels)
     valid = np.ones(labels.shape, np.bool_)
     source = RegionSource(Path("scene.tif"), Path("labels.tif"))
-    return Region(source, values.astype(np.float32), valid, labels, nothing, nothing, nothing)
+    return Region(
+        source, Window(0, 0, *labels.shape), values.astype(np.float32), valid, labels, nothing, nothing, nothing
+    )
 
 
 def iou(found: Sequence[np.ndarray], labels: Sequence[Labels]) -> float:

@@ -76,7 +76,8 @@ class MatchClusters(LabelledAlgorithm):
                 choice(HEAD, tr("What decides"), Head, "probe"),
                 tr(
                     "probe is a linear classifier on the network's features, fitted to the same examples, which finds "
-                    "more as a rule. clusters are what Segment raster shows; a set of them is chosen."
+                    "more as a rule; with a few points it need not, and the log says how either does on examples that "
+                    "were left out. clusters are what Segment raster shows; a set of them is chosen."
                 ),
             )
         )
@@ -104,10 +105,11 @@ def _found(metadata: ModelMetadata) -> list[str]:
             iou=record["iou"], accuracy=record["accuracy"]
         ),
     ]
-    if "head" in record:
+    head = record.get("head", {})
+    if head:
         lines.append(
             tr("Linear classifier on the examples: IoU {iou:.3f}, accuracy {accuracy:.3f}").format(
-                iou=record["head"]["iou"], accuracy=record["head"]["accuracy"]
+                iou=head["iou"], accuracy=head["accuracy"]
             )
         )
     spread = record.get("spread")
@@ -118,5 +120,9 @@ def _found(metadata: ModelMetadata) -> list[str]:
             tr("Clusters on examples that were left out: IoU {iou:.3f} ± {deviation:.3f}").format(
                 iou=spread["iou"], deviation=spread["deviation"]
             )
+        )
+    if head.get("iou_left_out") is not None:
+        lines.append(
+            tr("Linear classifier on examples that were left out: IoU {iou:.3f}").format(iou=head["iou_left_out"])
         )
     return lines
