@@ -93,7 +93,7 @@ def measured(config: TrainingConfig, folder: Path, data: Path | None) -> dict[st
 
 def scored(model: Path, protocol: Protocol) -> dict[str, Any]:
     """Measures of both heads by method, on their own ground and across."""
-    settings = run_benchmark(model, protocol, baselines=False).figures["settings"]
+    settings = run_benchmark(model, protocol, baselines=False, adapt=False).figures["settings"]
     return {
         kind: {
             row["method"]: row["measures"]

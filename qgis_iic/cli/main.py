@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-COMMANDS = ("extract", "segment", "train", "export", "match", "finetune", "evaluate", "quantise", "info")
+COMMANDS = ("extract", "segment", "train", "export", "match", "adapt", "finetune", "evaluate", "quantise", "info")
 
 
 class _LazyGroup(click.Group):

@@ -6,6 +6,7 @@ from qgis.core import QgsProcessingProvider
 from qgis.PyQt.QtGui import QIcon
 
 from qgis_iic.plugin import resource_paths
+from qgis_iic.plugin.algorithms.adapt_segmenter import AdaptSegmenter
 from qgis_iic.plugin.algorithms.evaluate_buildings import EvaluateBuildings
 from qgis_iic.plugin.algorithms.extract_buildings import ExtractBuildings
 from qgis_iic.plugin.algorithms.finetune_segmenter import FineTuneSegmenter
@@ -39,6 +40,7 @@ class Provider(QgsProcessingProvider):
             ExtractBuildings,
             SegmentRaster,
             TrainSegmenter,
+            AdaptSegmenter,
             MatchClusters,
             FineTuneSegmenter,
             EvaluateBuildings,

@@ -216,13 +216,40 @@ class TrainJob(_JobFile):
         _check_train(self)
 
 
+@dataclass(frozen=True)
+class AdaptJob(_JobFile):
+    """Adapting a model to other imagery, without labels.
+
+    Attributes:
+        sources: the rasters, at least one.
+        model: path of the ONNX file to adapt.
+        output: the ONNX file to write.
+        task: which kind of job this is.
+        id: names the scratch folder of the run.
+    """
+
+    sources: tuple[Source, ...]
+    model: str
+    output: str
+    task: Literal["adapt"] = "adapt"
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        """Raises JobInvalid where a rule is broken."""
+        _check_texts(self, "model", "output", "id")
+        _require(len(self.sources) > 0, "`sources` must name at least one raster")
+        for source in self.sources:
+            _check_source(source)
+
+
 LabelledJob = Union[MatchJob, FineTuneJob, EvaluateJob]
-AnyJob = Union[Job, TrainJob, LabelledJob]
+AnyJob = Union[Job, TrainJob, AdaptJob, LabelledJob]
 
 _KINDS: dict[object, type[AnyJob]] = {
     "match": MatchJob,
     "finetune": FineTuneJob,
     "train": TrainJob,
+    "adapt": AdaptJob,
     "evaluate": EvaluateJob,
 }
 """By task; all others are a `Job`."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from qgis_iic.protocol.job import Source
+from qgis_iic.protocol.model_metadata import ModelMetadata
+from qgis_iic.training.adaptation import adapted, is_adaptable
 from qgis_iic.training.baselines import trunk_features
 from qgis_iic.training.evaluation import Setting, decided, evaluate, prediction
-from qgis_iic.training.model_file import read_model
+from qgis_iic.training.labels import UNLABELLED
+from qgis_iic.training.model_file import COARSE_LOGITS, open_inner, read_model
 from qgis_iic.training.pictures import Example, choose_examples
 from qgis_iic.training.places import Place, Protocol
-from qgis_iic.training.regions import Advance, Region, RegionReader, RegionSource, ignore
+from qgis_iic.training.regions import Advance, Region, RegionReader, RegionSource, ignore, labelled_plan, read_shares
 from qgis_iic.training.supervised import Supervised, train_supervised
 
 Tell = Callable[[str], None]
@@ -40,6 +46,7 @@ def run_benchmark(
     protocol: Protocol,
     tell: Tell = lambda text: None,
     baselines: bool = True,
+    adapt: bool = True,
     supervised_steps: int | None = None,
     advance: Advance = ignore,
 ) -> Benchmark:
@@ -50,6 +57,7 @@ def run_benchmark(
         protocol: what is matched on and scored on.
         tell: told what is being done.
         baselines: whether they are scored as well.
+        adapt: whether the model adapted to each place is, too, where it can be and there is something to match on.
         supervised_steps: of the supervised network, which is trained for each draw and is slow; None leaves it out.
         advance: is told of the tiles that the network is through with.
 
@@ -65,6 +73,12 @@ def run_benchmark(
             tell(f"Network on {source.imagery}")
             regions[source] = reader.read(source, advance)
 
+    of_adapted = dict[RegionSource, Region]()
+    if adapt and is_adaptable(metadata) and any(place.match for place in protocol.places):
+        for place in protocol.places:
+            tell(f"Network adapted to {place.name}")
+            of_adapted |= _adapted(proto, metadata, [regions[source] for source in (*place.match, *place.score)])
+
     @cache  # the settings that match on the same place share its networks
     def supervised(place: Place) -> Supervised | None:
         if supervised_steps is None or not place.match:
@@ -76,7 +90,9 @@ def run_benchmark(
     examples: dict[str, list[Example]] = {}
     for name, origin, target in protocol.settings():
         tell(name)
-        setting = Setting(name, [regions[source] for source in origin.match], [regions[s] for s in target.score])
+        setting = _setting(name, origin, target, regions)
+        if of_adapted:
+            setting = replace(setting, adapted=_setting(name, origin, target, of_adapted))
         kind = "own" if origin is target else "cross"
         # The file's own mapping and head may have seen labels of what is scored: no business of a cross setting.
         known = metadata if kind == "own" else replace(metadata, building_clusters=None, matching={})
@@ -97,3 +113,21 @@ def run_benchmark(
         "settings": settings,
     }
     return Benchmark(figures, examples)
+
+
+def _setting(name: str, origin: Place, target: Place, regions: Mapping[RegionSource, Region]) -> Setting:
+    return Setting(name, [regions[source] for source in origin.match], [regions[source] for source in target.score])
+
+
+def _adapted(proto: onnx.ModelProto, metadata: ModelMetadata, regions: Sequence[Region]) -> dict[RegionSource, Region]:
+    """The regions of a place with the shares of the model that was adapted to the whole of their rasters."""
+    rasters = dict.fromkeys(
+        Source(str(each.imagery), bands=each.bands, crs=each.crs) for each in (region.source for region in regions)
+    )
+    logits = open_inner(adapted(proto, metadata, list(rasters)), COARSE_LOGITS)
+    found = {}
+    for region in regions:
+        with labelled_plan(region.source, metadata) as (made, _):
+            shares = read_shares(logits, metadata, made, region.labels != UNLABELLED)
+        found[region.source] = replace(region, shares=shares)
+    return found

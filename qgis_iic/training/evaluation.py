@@ -7,7 +7,7 @@ several times; each draw gives a mapping, and each mapping is scored on all labe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ OVER_CLUSTERING = "IIC over-clustering head"
 SUPERVISED = "supervised network"
 ALL_LABELS = ", all labels"
 """Ends the name of a method that gets them instead of the drawn ones."""
+ADAPTED = ", adapted to the place"
+"""Ends the name of a method whose network was adapted to the imagery of each place, without labels."""
 LARGEST_ALONE = ", the largest cluster alone"
 """Ends the name of a method that goes by each pixel's largest cluster, where shares would decide."""
 
@@ -89,11 +91,13 @@ class Setting:
     Attributes:
         name: for the table.
         match, score: regions; they must not touch each other.
+        adapted: the same with the shares of the model that was adapted to their places, where there is one.
     """
 
     name: str
     match: Sequence[Region]
     score: Sequence[Region]
+    adapted: Setting | None = None
 
 
 class Ground:
@@ -298,6 +302,9 @@ class _Clustering:
     match: Sequence[Assignment]
     score: Sequence[Assignment]
 
+    def named(self, name: str) -> _Clustering:
+        return replace(self, name=name)
+
     @classmethod
     def whole(
         cls, name: str, count: int, setting: Setting, clusters: Callable[[Region], NDArray[np.uint8]]
@@ -314,6 +321,8 @@ def _clusterings(setting: Setting, metadata: ModelMetadata, baselines: bool) -> 
     head = f"{OVER_CLUSTERING} ({metadata.clusters})"
     match, score = ([region.assignment(metadata) for region in regions] for regions in (setting.match, setting.score))
     yield _Clustering(head, metadata.clusters, match, score)
+    if setting.adapted is not None:
+        yield next(_clusterings(setting.adapted, metadata, baselines=False)).named(head + ADAPTED)
     if any(region.shares is not None for region in setting.match):
         yield _Clustering.whole(head + LARGEST_ALONE, metadata.clusters, setting, lambda region: region.clusters)
     yield _Clustering.whole(
@@ -423,6 +432,6 @@ def supervised_gap(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {
         name: supervised[name][0] - row["measures"][name][0]
         for row in heads
-        if not row["method"].endswith((ALL_LABELS, LARGEST_ALONE))
+        if not row["method"].endswith((ALL_LABELS, LARGEST_ALONE, ADAPTED))
         for name in [{"iou": "building_iou", "accuracy": "accuracy"}[row["objective"]]]
     }

@@ -8,7 +8,7 @@ Only the mean stays a subtraction of its own: the convolutions pad with zeros, a
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -61,6 +61,9 @@ PARITY = 1e-3
 MOMENTS = "moments"
 """Tensor of the image's local moments, the last part of the features where the heads see them."""
 
+LAYER_MOMENTS = "layer_moments"
+"""Among the facts of a model's training, see `layer_moments`; `iic adapt` goes by them."""
+
 Weights = NDArray[np.float32]
 
 
@@ -77,6 +80,8 @@ def export(checkpoint_path: Path, output: Path) -> ModelMetadata:
     model = build_model(network, checkpoint.moments)
     check_parity(model, network, checkpoint.moments)
     metadata = describe(checkpoint, config, weights_checksum(model))
+    normalisations = [layer for layer in network.trunk if isinstance(layer, nn.BatchNorm2d)]
+    metadata = replace(metadata, training={**metadata.training, LAYER_MOMENTS: layer_moments(normalisations)})
     write_model(model, metadata, output)
     return metadata
 
@@ -260,6 +265,15 @@ def fold(convolution: nn.Conv2d, normalisation: nn.BatchNorm2d) -> tuple[Weights
     weight = convolution.weight.detach().double() * gain[:, None, None, None]
     bias = normalisation.bias.detach().double() - gain * mean.double()
     return weight.numpy().astype(np.float32), bias.numpy().astype(np.float32)
+
+
+def layer_moments(normalisations: Sequence[nn.BatchNorm2d]) -> list[list[list[float]]]:
+    """Mean and deviation, to four digits, of each channel of the layers' answers to what they were trained on.
+
+    They are the shift and the gain by the definition of batch normalisation.
+    """
+    moments = ((layer.bias.detach(), layer.weight.detach().abs()) for layer in normalisations)
+    return [[[float(f"{value:.4g}") for value in moment.tolist()] for moment in layer] for layer in moments]
 
 
 def _moments(normalisation: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:

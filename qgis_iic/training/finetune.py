@@ -37,6 +37,7 @@ from qgis_iic.protocol.errors import OutputExists
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import with_building_head, without_building_head
 from qgis_iic.training.devices import CPU, computes_in_bfloat16, gpu_memory, keep_freed_memory
+from qgis_iic.training.export import LAYER_MOMENTS
 from qgis_iic.training.graph_network import GraphNetwork, check_parity
 from qgis_iic.training.iic_loss import iic_loss, random_displacements
 from qgis_iic.training.imagery import Chips, ChipSampler
@@ -117,7 +118,8 @@ def fine_tune_file(
         "steps_from_labels_alone": LABELS_ALONE,
         "iic_weight": IIC_WEIGHT,
     }
-    trained = replace(metadata, training={**metadata.training, "fine_tuning": record}, metrics={})
+    facts = {**metadata.training, "fine_tuning": record, LAYER_MOMENTS: network.layer_moments()}
+    trained = replace(metadata, training=facts, metrics={})
     made, tuned = build_tuned_model(network, plain, trained, sources, advance, folder)
     write_model(made, tuned, output)
     return tuned

@@ -8,6 +8,7 @@ the one that the graph was made of. A convolution without bias is fixed (see `pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -20,13 +21,16 @@ from torch import Tensor, nn
 from qgis_iic.protocol.errors import ModelInvalid
 from qgis_iic.protocol.model_metadata import IMAGE_INPUT
 from qgis_iic.training.building_head import SHARE, BuildingHead, building_head
-from qgis_iic.training.export import PARITY, fold
+from qgis_iic.training.export import PARITY, fold, layer_moments
 from qgis_iic.training.heads import HEADS, feature_parts, head_constants, head_weights
 from qgis_iic.training.imagery import Moments
 from qgis_iic.training.model_file import FEATURES, run_inner
 from qgis_iic.training.network import Logits, upsample
 
 Floats = NDArray[np.float32]
+
+LEAST_VARIANCE = 1e-4
+"""Of a channel that hardly ever answers; its few answers would become huge."""
 
 
 class TrainableConvolution(nn.Module):
@@ -48,13 +52,29 @@ class TrainableConvolution(nn.Module):
     @torch.no_grad()
     def settle(self, tensor: Tensor) -> None:
         """Takes the moments of the convolution's answer to `tensor` as the running ones; the function stays."""
-        layer = self.normalisation
-        mean, variance = cast("Tensor", layer.running_mean), cast("Tensor", layer.running_var)
-        gain = layer.weight / (variance + layer.eps).sqrt()
-        shift = layer.bias - gain * mean
         answer = self.convolution(tensor)
-        mean.copy_(answer.mean(dim=(0, 2, 3)))
-        variance.copy_(answer.var(dim=(0, 2, 3)))
+        self._settle_at(*self._line(), answer.mean(dim=(0, 2, 3)), answer.var(dim=(0, 2, 3)))
+
+    @torch.no_grad()
+    def settle_for(self, mean: Tensor, std: Tensor) -> None:
+        """Takes as the running moments those with which its answers have `mean` and `std`; the function stays."""
+        gain, shift = self._line()
+        self._settle_at(gain, shift, (mean - shift) / gain, (std / gain) ** 2)
+
+    def running(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the convolution's answer that the normalisation goes by; to be written to."""
+        return cast("Tensor", self.normalisation.running_mean), cast("Tensor", self.normalisation.running_var)
+
+    def _line(self) -> tuple[Tensor, Tensor]:
+        """Gain and shift from the convolution's answer to that of the layer."""
+        mean, variance = self.running()
+        gain = self.normalisation.weight / (variance + self.normalisation.eps).sqrt()
+        return gain, self.normalisation.bias - gain * mean
+
+    def _settle_at(self, gain: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> None:
+        layer, running = self.normalisation, self.running()
+        running[0].copy_(mean)
+        running[1].copy_(variance)
         layer.weight.copy_(gain * (variance + layer.eps).sqrt())
         layer.bias.copy_(shift + gain * mean)
 
@@ -120,6 +140,37 @@ class GraphNetwork(nn.Module):
             handle.remove()
         for layer, tensor in inputs.items():
             layer.settle(tensor)
+
+    def layer_moments(self) -> list[list[list[float]]]:
+        """See `export.layer_moments`, of the convolutions of `trainable`."""
+        return layer_moments([layer.normalisation for layer in self.trainable()])
+
+    @torch.no_grad()
+    def adapt(self, image: Tensor, moments: Sequence[Sequence[Sequence[float]]], share: float) -> None:
+        """Moves the moments that each layer is normalised by towards those of other imagery; weights stay.
+
+        Each layer sees what the ones before it make of their batch moments, as in training. Means are mixed linearly,
+        deviations geometrically. Mixing is due to Schneider et al. 2020 ("Improving robustness against common
+        corruptions by covariate shift adaptation"), batch moments of another domain to Li et al. 2016 (AdaBN).
+
+        Args:
+            image: normalised, float32 [N, bands, H, W]; as many places as possible.
+            moments: see `layer_moments`, of the imagery that the network was trained on.
+            share: of the new moments, 0 to 1.
+        """
+        before = []
+        for layer, (mean, std) in zip(self.trainable(), moments, strict=True):
+            layer.settle_for(torch.tensor(mean), torch.tensor(std))
+            before.append([moment.clone() for moment in layer.running()])
+            layer.normalisation.momentum = 1.0
+            layer.normalisation.train()
+        self.features(image)
+        for layer, (old_mean, old_variance) in zip(self.trainable(), before, strict=True):
+            layer.normalisation.eval()
+            new_mean, new_variance = layer.running()
+            new_mean.lerp_(old_mean, 1 - share)
+            variances = (each.clamp(min=LEAST_VARIANCE) for each in (new_variance, old_variance))
+            new_variance.copy_(next(variances) ** share * next(variances) ** (1 - share))
 
     def randomise(self) -> None:
         """Draws all weights anew from torch's generator, as `network.IICNetwork` does; fixed convolutions stay."""

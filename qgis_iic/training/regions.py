@@ -28,6 +28,7 @@ from qgis_iic.training.model_file import COARSE_LOGITS, open_inner, read_model
 
 Advance = Callable[[int], None]
 """Is told how many tiles more are through; it may raise to end what is going on."""
+CoarseLogits = Callable[[NDArray[np.float32]], list[NDArray[np.float32]]]
 
 
 def ignore(_: int) -> None:
@@ -192,39 +193,43 @@ class RegionReader:
             values, valid = made.reader.read(made.window)
             clusters, classes, probability = answer(self._session, made, advance)
             known = np.where(clusters == NODATA, UNLABELLED, labels).astype(np.uint8)
-            shares = self._read_shares(made, known != UNLABELLED, advance)
+            if self._logits is None:
+                shares = None
+                advance(made.tiles)
+            else:
+                shares = read_shares(self._logits, self._metadata, made, known != UNLABELLED, advance)
         return Region(source, made.window, values, valid, known, clusters, classes, probability, shares)
 
-    def _read_shares(self, made: Plan, wanted: NDArray[np.bool_], advance: Advance) -> SharedAssignment | None:
-        """Of the pixels of a plan, in its tiles that hold any of those wanted, bool [H, W]."""
-        if self._logits is None:
-            advance(made.tiles)
-            return None
-        metadata = self._metadata
-        mean = np.asarray(metadata.mean, np.float32)[:, None, None]
-        step, window = metadata.stride, made.window
-        first_row, first_col = window.row // step, window.col // step
-        last_row, last_col = -(-window.row_stop // step), -(-window.col_stop // step)
-        # Zeros take no memory until they are written to.
-        logits = np.zeros((last_row - first_row, last_col - first_col, metadata.clusters), np.float16)
-        known = np.zeros(wanted.shape, np.bool_)
-        for tile in each_tile(made, advance):
-            core = tile.core
-            # Logits are interpolated: those just beyond the core count for pixels at its rim.
-            near = core.grown(step).intersection(window)
-            if near is None or not wanted[near.slices_in(window)].any():
-                continue
-            values, valid = made.reader.read(tile.window)
-            (logits_of_tile,) = self._logits(np.where(valid, values, mean)[None])
-            found = logits_of_tile[0, metadata.classes :]
-            # A core that the region cuts in the middle of a feature takes the whole of it.
-            rows = slice(core.row // step, -(-core.row_stop // step))
-            cols = slice(core.col // step, -(-core.col_stop // step))
-            top, left = tile.window.row // step, tile.window.col // step
-            part = found[:, rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
-            part = (part - part.max(axis=0)).transpose(1, 2, 0)
-            logits[rows.start - first_row : rows.stop - first_row, cols.start - first_col : cols.stop - first_col] = (
-                part
-            )
-            known[core.slices_in(window)] = valid[core.slices_in(tile.window)]
-        return SharedAssignment(logits, (window.row % step, window.col % step), known, step)
+
+def read_shares(
+    logits: CoarseLogits, metadata: ModelMetadata, made: Plan, wanted: NDArray[np.bool_], advance: Advance = ignore
+) -> SharedAssignment:
+    """Of the pixels of a plan in the clusters, in its tiles that hold any of those wanted, bool [H, W].
+
+    `logits` is what `model_file.open_inner` opens for `COARSE_LOGITS`.
+    """
+    mean = np.asarray(metadata.mean, np.float32)[:, None, None]
+    step, window = metadata.stride, made.window
+    first_row, first_col = window.row // step, window.col // step
+    last_row, last_col = -(-window.row_stop // step), -(-window.col_stop // step)
+    # Zeros take no memory until they are written to.
+    found = np.zeros((last_row - first_row, last_col - first_col, metadata.clusters), np.float16)
+    known = np.zeros(wanted.shape, np.bool_)
+    for tile in each_tile(made, advance):
+        core = tile.core
+        # Logits are interpolated: those just beyond the core count for pixels at its rim.
+        near = core.grown(step).intersection(window)
+        if near is None or not wanted[near.slices_in(window)].any():
+            continue
+        values, valid = made.reader.read(tile.window)
+        (logits_of_tile,) = logits(np.where(valid, values, mean)[None])
+        of_clusters = logits_of_tile[0, metadata.classes :]
+        # A core that the region cuts in the middle of a feature takes the whole of it.
+        rows = slice(core.row // step, -(-core.row_stop // step))
+        cols = slice(core.col // step, -(-core.col_stop // step))
+        top, left = tile.window.row // step, tile.window.col // step
+        part = of_clusters[:, rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
+        part = (part - part.max(axis=0)).transpose(1, 2, 0)
+        found[rows.start - first_row : rows.stop - first_row, cols.start - first_col : cols.stop - first_col] = part
+        known[core.slices_in(window)] = valid[core.slices_in(tile.window)]
+    return SharedAssignment(found, (window.row % step, window.col % step), known, step)

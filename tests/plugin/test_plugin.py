@@ -45,6 +45,7 @@ def test_without_a_desktop_only_the_provider_is_there(qgis_processing: None) -> 
     plugin.initProcessing()
     provider = QgsApplication.processingRegistry().providerById("iic")
     assert sorted(algorithm.id() for algorithm in provider.algorithms()) == [
+        "iic:adaptsegmenter",
         "iic:evaluatebuildings",
         "iic:extractbuildings",
         "iic:finetunesegmenter",

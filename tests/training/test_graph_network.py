@@ -60,6 +60,28 @@ def test_settling_changes_moments_and_not_the_function(model: onnx.ModelProto) -
     torch.testing.assert_close(network.features(picture(1)), before, rtol=1e-2, atol=1e-2)
 
 
+@torch.no_grad()
+def test_adapted_layers_answer_to_new_imagery_as_they_did_in_training(model: onnx.ModelProto) -> None:
+    network = GraphNetwork(model, MOMENTS)
+    network.settle(picture(1))
+    moments, before = network.layer_moments(), network.features(picture(1))
+    network.adapt(2 * picture(2) + 1, moments, share=0)
+    torch.testing.assert_close(network.features(picture(1)), before, rtol=1e-2, atol=1e-2)
+
+    dark = 0.5 * picture(1) - 2
+    lost = (network.features(dark) - before).square().mean()
+    errors, answers = [], list[torch.Tensor]()
+    for share in (0.5, 1.0):
+        network = GraphNetwork(model, MOMENTS)
+        network.adapt(dark, moments, share)
+        network.trainable()[-1].register_forward_hook(lambda _layer, _inputs, answer: answers.append(answer))
+        errors.append((network.features(dark) - before).square().mean())
+    mean, std = map(torch.tensor, moments[-1])
+    torch.testing.assert_close(answers[-1].mean(dim=(0, 2, 3)), mean, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(answers[-1].std(dim=(0, 2, 3)), std, rtol=1e-2, atol=1e-2)
+    assert errors[1] < errors[0] < lost
+
+
 def test_what_was_trained_is_what_the_graph_then_computes(model: onnx.ModelProto) -> None:
     network = GraphNetwork(model, MOMENTS)
     network.settle(picture())

@@ -1,0 +1,37 @@
+"""`iic adapt`: a model for other imagery, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from qgis_iic.cli.run import PATH, bands_option, named_errors, source_path
+
+
+@click.command(short_help="Adapts a model to other imagery, without labels.")
+@named_errors
+@click.argument("model", type=PATH)
+@click.option("--imagery", multiple=True, required=True, help="Raster of the place; may be given again.")
+@bands_option
+@click.option("--output", type=PATH, required=True, help="ONNX file to write; a model that exists is replaced.")
+def command(model: Path, imagery: Sequence[str], bands: tuple[int, ...] | None, output: Path) -> None:
+    """Writes MODEL with its layers normalised half by what they answer to this imagery.
+
+    For imagery of another place, season or sensor than the labels that MODEL was matched with: its clusters keep more
+    of their meaning there, and it goes on taking the same ones for buildings. With labels of the place itself, match
+    MODEL as it is; adapting it changes little then. What it gains is in the model's card, in the rows that end in
+    "adapted to the place".
+
+    24 squares of 128 pixels are drawn from all rasters together, which should show the place as a whole: a raster of
+    woods alone would have the model take woods for half a town. It takes some seconds.
+    """
+    from qgis_iic.engine.outputs import check_is_no_source
+    from qgis_iic.protocol.job import Source
+    from qgis_iic.training.adaptation import adapt_file
+
+    sources = [Source(source_path(path), bands=bands) for path in imagery]
+    check_is_no_source(str(output), [str(model), *(source.path for source in sources)])
+    adapted = adapt_file(model, sources, output)
+    click.echo(f"Model: {output}, adapted to {', '.join(adapted.training['adaptation']['imagery'])}")

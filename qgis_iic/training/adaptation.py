@@ -1,0 +1,149 @@
+"""A model adapted to other imagery, without labels: its layers are normalised half by that imagery's own moments.
+
+Light, season, sensor and roofing change what the layers of a network answer. Half-way between the moments of training
+and those of the new imagery, clusters and heads keep more of their meaning: the mapping of one place finds more in
+another. All the way would be too far: how much of the ground is roofs is in the moments, too. For the same reason they
+should be those of the place as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from qgis_iic.engine.planning import Plan, plan
+from qgis_iic.engine.raster import open_raster
+from qgis_iic.engine.tiling import Window
+from qgis_iic.protocol.errors import ModelInvalid, SourceUnsuitable
+from qgis_iic.protocol.job import Source
+from qgis_iic.protocol.model_metadata import ModelMetadata
+from qgis_iic.protocol.names import raster_name
+from qgis_iic.training.export import LAYER_MOMENTS
+from qgis_iic.training.graph_network import GraphNetwork, check_parity
+from qgis_iic.training.model_file import check_target, read_model, weights_checksum, write_model
+from qgis_iic.training.regions import Advance, ignore
+
+SHARE = 0.5
+"""Of the new imagery's moments. Chosen on the ground of models/settings.toml, where 0 and a quarter found less."""
+CHIPS = 24
+CHIP_SIZE = 128
+LEAST_VALID = 0.5
+"""Share of a chip's pixels with data."""
+ATTEMPTS = 40
+"""Per chip, at finding one with enough data."""
+
+Floats = NDArray[np.float32]
+Chip = tuple[Floats, NDArray[np.bool_]]
+"""Raw values, [bands, S, S], and where they are valid, [S, S]."""
+
+
+def adapt_file(model: Path, sources: Sequence[Source], output: Path, advance: Advance = ignore) -> ModelMetadata:
+    """Writes `model` adapted to rasters; what it takes for buildings it still does, and nothing is measured yet.
+
+    Args:
+        model: fp32 file that knows the moments of its training.
+        sources: rasters of the place.
+        output: file to write.
+        advance: is told of the chips that are read.
+
+    Raises:
+        ModelInvalid: the model does not know them, or see `graph_network.GraphNetwork`.
+        SourceUnsuitable: see `draw_chips`.
+        IicError: see `engine.raster` and `model_file.write_model`.
+    """
+    check_target(output)
+    proto, metadata = read_model(model)
+    _known_moments(metadata)
+    made = adapted(proto, metadata, sources, advance)
+    facts = {name: fact for name, fact in metadata.training.items() if name != LAYER_MOMENTS}
+    record = {
+        "from_weights_sha256": metadata.weights_sha256,
+        "imagery": [raster_name(source.path) for source in sources],
+        "share": SHARE,
+    }
+    metadata = replace(
+        metadata,
+        training={**facts, "adaptation": record},
+        metrics={},
+        weights_sha256=weights_checksum(made),
+    )
+    write_model(made, metadata, output)
+    return metadata
+
+
+def adapted(
+    model: onnx.ModelProto, metadata: ModelMetadata, sources: Sequence[Source], advance: Advance = ignore
+) -> onnx.ModelProto:
+    """The graph with layers normalised half by what they answer to squares of rasters, see `draw_chips`.
+
+    Raises:
+        IicError: as `adapt_file`.
+    """
+    moments = (metadata.mean, metadata.std)
+    network = GraphNetwork(model, moments)
+    with ExitStack() as rasters:
+        plans = [
+            plan(rasters.enter_context(open_raster(source.path, source.crs)), source, metadata, metadata.tile_size)
+            for source in sources
+        ]
+        chips = draw_chips(plans, advance)
+    mean, std = (np.asarray(moment, np.float32)[:, None, None] for moment in moments)
+    image = np.stack([np.where(valid, (values - mean) / std, 0) for values, valid in chips]).astype(np.float32)
+    network.adapt(torch.from_numpy(image), _known_moments(metadata), SHARE)
+    made = network.written_into(model)
+    check_parity(made, network, moments)
+    return made
+
+
+def is_adaptable(metadata: ModelMetadata) -> bool:
+    return LAYER_MOMENTS in metadata.training
+
+
+def _known_moments(metadata: ModelMetadata) -> Sequence[Sequence[Sequence[float]]]:
+    if not is_adaptable(metadata):
+        raise ModelInvalid(
+            "The model can't be adapted: it is adapted already, or of an export that did not keep the moments of its "
+            "layers. Adapt the model that it was made from."
+        )
+    found: Sequence[Sequence[Sequence[float]]] = metadata.training[LAYER_MOMENTS]
+    return found
+
+
+def draw_chips(plans: Sequence[Plan], advance: Advance = ignore) -> list[Chip]:
+    """Squares of `CHIP_SIZE` at `CHIPS` random places, the same ones every time; rasters by their size.
+
+    Raises:
+        SourceUnsuitable: there is no place with enough data.
+    """
+    generator = np.random.default_rng(0)
+    sizes = np.array([made.window.width * made.window.height for made in plans], np.float64)
+    chips: list[Chip] = []
+    for _ in range(CHIPS * ATTEMPTS):
+        made = plans[generator.choice(len(plans), p=sizes / sizes.sum())]
+        values, valid = made.reader.read(_random_window(made.window, generator))
+        if valid.mean() >= LEAST_VALID:
+            chips.append((values, valid))
+            advance(1)
+        if len(chips) == CHIPS:
+            return chips
+    if not chips:
+        raise SourceUnsuitable(
+            f"The imagery holds no square of {CHIP_SIZE} pixels of which half has data. Take a larger raster."
+        )
+    return chips
+
+
+def _random_window(whole: Window, generator: np.random.Generator) -> Window:
+    """A square in `whole`, or in its middle where that is too narrow."""
+    col, row = (
+        start + (int(generator.integers(room + 1)) if room >= 0 else room // 2)
+        for start, room in ((whole.col, whole.width - CHIP_SIZE), (whole.row, whole.height - CHIP_SIZE))
+    )
+    return Window(col, row, CHIP_SIZE, CHIP_SIZE)

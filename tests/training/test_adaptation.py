@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from qgis_iic.cli.main import main
+from qgis_iic.protocol.errors import ModelInvalid, OutputIsOtherKind, SourceUnsuitable
+from qgis_iic.protocol.job import Source
+from qgis_iic.training.adaptation import CHIP_SIZE, CHIPS, adapt_file
+from qgis_iic.training.model_file import FEATURES, read_model, run_inner
+from tests.rasters import write_raster
+from tests.training.scenes import village
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[Path, Path]:
+    """A village, and the same in half the light."""
+    values, _ = village(200, seed=5)
+    bright, dark = tmp_path / "bright.tif", tmp_path / "dark.tif"
+    write_raster(bright, values)
+    write_raster(dark, values // 2)
+    return bright, dark
+
+
+def source(path: Path) -> Source:
+    return Source(str(path), bands=(1, 2, 3))
+
+
+def test_in_other_light_an_adapted_model_knows_more_again(exported: Path, places: tuple[Path, Path]) -> None:
+    models = []
+    for place in places:
+        models.append(place.with_suffix(".onnx"))
+        adapt_file(exported, [source(place)], models[-1])
+    values = village(200, seed=5)[0][None].astype(np.float32)
+    wanted = run_inner(read_model(models[0])[0], FEATURES, values)
+    as_it_is, adapted = (
+        np.square(run_inner(read_model(model)[0], FEATURES, values // 2) - wanted).mean()
+        for model in (exported, models[1])
+    )
+    assert adapted < 0.8 * as_it_is
+
+
+def test_what_an_adapted_model_says_of_itself(exported: Path, places: tuple[Path, Path]) -> None:
+    bright, dark = places
+    output = bright.with_name("adapted.onnx")
+    made = adapt_file(exported, [source(bright), source(dark)], output, lambda _: None)
+    _, metadata = read_model(output)
+    _, original = read_model(exported)
+    assert metadata == made
+    assert metadata.training["adaptation"]["imagery"] == ["bright.tif", "dark.tif"]
+    assert metadata.training["adaptation"]["from_weights_sha256"] == original.weights_sha256
+    assert metadata.weights_sha256 != original.weights_sha256
+    assert metadata.building_clusters == original.building_clusters
+    before = output.read_bytes()
+    with pytest.raises(ModelInvalid, match="Adapt the model that it was made from"):
+        adapt_file(output, [source(bright)], output)
+    assert output.read_bytes() == before
+
+
+def test_chips_are_counted_and_without_ground_there_are_none(exported: Path, tmp_path: Path) -> None:
+    read = []
+    narrow = np.full((3, CHIP_SIZE - 40, 2 * CHIP_SIZE), 90, np.uint8)
+    narrow[:, ::2] = 120
+    write_raster(tmp_path / "narrow.tif", narrow)
+    adapt_file(exported, [source(tmp_path / "narrow.tif")], tmp_path / "m.onnx", read.append)
+    assert sum(read) == CHIPS
+    write_raster(tmp_path / "tiny.tif", narrow[:, :20, :20])
+    with pytest.raises(SourceUnsuitable, match="larger raster"):
+        adapt_file(exported, [source(tmp_path / "tiny.tif")], tmp_path / "n.onnx")
+    assert not (tmp_path / "n.onnx").exists()
+
+
+def test_the_command(exported: Path, places: tuple[Path, Path]) -> None:
+    bright, _ = places
+    arguments = ["adapt", str(exported), "--imagery", str(bright), "--bands", "1,2,3", "--output"]
+    done = CliRunner().invoke(main, [*arguments, str(bright.with_name("out.onnx"))])
+    assert done.exit_code == 0, done.output
+    assert "adapted to bright.tif" in done.output
+    refused = CliRunner().invoke(main, [*arguments, str(exported)])
+    assert refused.exit_code != 0
+    assert read_model(exported)[1].training["layer_moments"]
+    refused = CliRunner().invoke(main, [*arguments, str(bright)])
+    assert refused.exit_code == OutputIsOtherKind.exit_status
