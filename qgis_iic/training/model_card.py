@@ -126,6 +126,13 @@ def _training(metadata: ModelMetadata) -> str:
         *_last_step(training["last_step"], has_prototypes),
         "- " + ", ".join(f"{name} {number}" for name, number in metadata.versions.items()) + ".",
     ]
+    if "adaptation" in training:
+        adaptation = training["adaptation"]
+        imagery = _numbers(f"`{name}`" for name in adaptation["imagery"])
+        lines.append(
+            f"- Adapted without labels to {imagery}, from the file whose graph has the SHA-256 "
+            f"`{adaptation['from_weights_sha256']}`."
+        )
     if "fine_tuning" in training:
         tuned = training["fine_tuning"]
         lines.append(
@@ -237,7 +244,10 @@ def _regenerate(metadata: ModelMetadata, file_name: str, copies: Sequence[Copy])
     precision = "" if trained == "32-true" else f" --precision {trained}"
     commands = [f"iic train models/{metadata.name}.toml --output runs/{stem}{precision}"]
     commands.append(export if metadata.metrics else f"{export} {card}")
-    if tuned := metadata.training.get("fine_tuning"):
+    if adaptation := metadata.training.get("adaptation"):
+        imagery = " ".join(f"--imagery DATA/{name}" for name in adaptation["imagery"])
+        commands = [f"iic adapt ORIGINAL.onnx {imagery} --output {model}"]
+    elif tuned := metadata.training.get("fine_tuning"):
         commands.append(
             f"iic finetune {model} {_labels(tuned)} --minutes {tuned['minutes']:g} --output {model} --overwrite"
         )

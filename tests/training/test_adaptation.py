@@ -10,6 +10,7 @@ from qgis_iic.cli.main import main
 from qgis_iic.protocol.errors import ModelInvalid, OutputIsOtherKind, SourceUnsuitable
 from qgis_iic.protocol.job import Source
 from qgis_iic.training.adaptation import CHIP_SIZE, CHIPS, adapt_file
+from qgis_iic.training.model_card import model_card
 from qgis_iic.training.model_file import FEATURES, read_model, run_inner
 from tests.rasters import write_raster
 from tests.training.scenes import village
@@ -54,6 +55,11 @@ def test_what_an_adapted_model_says_of_itself(exported: Path, places: tuple[Path
     assert metadata.training["adaptation"]["from_weights_sha256"] == original.weights_sha256
     assert metadata.weights_sha256 != original.weights_sha256
     assert metadata.building_clusters == original.building_clusters
+    card = model_card(metadata, output.name)
+    assert "Adapted without labels to `bright.tif`, `dark.tif`" in card
+    assert (
+        "iic adapt ORIGINAL.onnx --imagery DATA/bright.tif --imagery DATA/dark.tif --output models/adapted.onnx" in card
+    )
     before = output.read_bytes()
     with pytest.raises(ModelInvalid, match="Adapt the model that it was made from"):
         adapt_file(output, [source(bright)], output)

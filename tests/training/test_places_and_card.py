@@ -227,7 +227,11 @@ def test_the_card_says_how_clusters_were_matched() -> None:
     plain = model_card(metadata(matching=record), "test.onnx")
     assert "best by `iou` on 10 building and 20 background pixels" in plain
     assert "draws of" not in plain
-    assert "--objective iou --output" in plain
+    assert "iic match models/test.onnx --imagery DATA/scene.tif --labels DATA/labels.tif --objective iou" in plain
+    places = model_card(metadata(matching=record, metrics={"protocol": "p.toml"}), "test.onnx")
+    assert "iic match models/test.onnx --places models/p.toml --objective iou" in places
+    own = model_card(metadata(matching=record, metrics={"protocol": ""}), "test.onnx")
+    assert "iic evaluate models/test.onnx --imagery SCENE --labels LABELS --record" in own
     assert "add up to one half" not in plain
     assert "add up to one half" in model_card(metadata(matching=record, decision="probability"), "test.onnx")
     head = {"kind": "probe", "pixels": 30, "iou": 0.25, "accuracy": 0.5}
