@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from qgis_iic.cli.run import PATH, named_errors
+from qgis_iic.training.adaptation import is_adaptable
 from qgis_iic.training.benchmark import run_benchmark
 from qgis_iic.training.document import Table, to_markdown
 from qgis_iic.training.evaluation import ADAPTED, OVER_CLUSTERING, mean_over
@@ -28,6 +29,8 @@ HEADING = ("matched on", "scored on", "matched by", "measure", "as it is", "adap
 def main(model: Path, places: Path) -> None:
     """Prints the figures of the over-clustering head of MODEL, as it is and adapted to each place."""
     _, metadata = read_model(model)
+    if not is_adaptable(metadata):
+        raise click.UsageError(f"{model} does not keep the moments of its layers, and so can't be adapted.")
     head = f"{OVER_CLUSTERING} ({metadata.clusters})"
     protocol = load_protocol(places)
     settings = run_benchmark(model, protocol, lambda text: click.echo(text, err=True), baselines=False).figures[
@@ -36,7 +39,9 @@ def main(model: Path, places: Path) -> None:
     rows = [
         row
         for kind, match, score in (("own", "each place", "the same place"), ("cross", protocol.cross, "all others"))
-        for row in _rows(head, mean_over([each for each in settings if each["kind"] == kind]), match, score)
+        for of_kind in [[each for each in settings if each["kind"] == kind]]
+        if of_kind
+        for row in _rows(head, mean_over(of_kind), match, score)
     ]
     rows += [
         row

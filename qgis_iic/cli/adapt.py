@@ -21,11 +21,11 @@ def command(model: Path, imagery: Sequence[str], bands: tuple[int, ...] | None, 
 
     For imagery of another place, season or sensor than the labels that MODEL was matched with: its clusters keep more
     of their meaning there, and it goes on taking the same ones for buildings. With labels of the place itself, match
-    MODEL as it is; adapting it changes little then. What it gains is in the model's card, in the rows that end in
-    "adapted to the place".
+    MODEL as it is; adapting it changes little then. docs/adaptation.md has what it gains.
 
     24 squares of 128 pixels are drawn from all rasters together, which should show the place as a whole: a raster of
-    woods alone would have the model take woods for half a town. It takes some seconds.
+    woods alone would have the model take woods for half a town. It takes some seconds, and with iic_rgb up to a
+    minute and 3 GB of memory. Copies of MODEL in other precisions are to be made anew: `iic quantise`.
     """
     from qgis_iic.engine.outputs import check_is_no_source
     from qgis_iic.protocol.job import Source
@@ -33,5 +33,5 @@ def command(model: Path, imagery: Sequence[str], bands: tuple[int, ...] | None, 
 
     sources = [Source(source_path(path), bands=bands) for path in imagery]
     check_is_no_source(str(output), [str(model), *(source.path for source in sources)])
-    adapted = adapt_file(model, sources, output)
+    adapted = adapt_file(model, sources, output, warn=lambda text: click.echo(f"Warning: {text}", err=True))
     click.echo(f"Model: {output}, adapted to {', '.join(adapted.training['adaptation']['imagery'])}")

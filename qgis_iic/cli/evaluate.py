@@ -67,7 +67,11 @@ def command(
     From the regions to match on, 50 tiles of 64 x 64 pixels are drawn 5 times; figures are mean and standard deviation
     over the draws. Where labels are too scattered for tiles, two thirds of the features are drawn. MODEL is also
     matched on all labels. With models/places.toml it takes up to a few GB of memory and some minutes for
-    iic_rgb_small, the better part of an hour for iic_rgb.
+    iic_rgb_small, the better part of an hour for iic_rgb. All ground is held in memory with its features: of a large
+    raster, name parts, by an area or by windows in a file for --places.
+
+    Where there is something to match on, MODEL is also adapted to the rasters of each place, as by `iic adapt`, and its
+    clusters are matched once more: rows that end in "adapted to the place".
 
     Objects are the 4-connected components of building pixels, of 20 pixels at least; one is found where its IoU with a
     footprint is at least 0.5.

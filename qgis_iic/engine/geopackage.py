@@ -156,7 +156,7 @@ def crs_text(crs: pyproj.CRS | None) -> str | None:
     if crs is None:
         return None
     datum = (crs.geodetic_crs or crs).datum
-    is_known = datum is not None and not datum.name.lower().removeprefix("d_").startswith("unknown")
+    is_known = datum is not None and not datum.name.lower().removeprefix("d_").startswith(("unknown", "unnamed"))
     epsg = crs.to_epsg() if is_known else crs.to_epsg(min_confidence=100)
     return crs.to_wkt("WKT1_GDAL") if epsg is None else f"EPSG:{epsg}"
 

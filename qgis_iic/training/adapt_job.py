@@ -8,7 +8,7 @@ from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock
 from qgis_iic.engine.outputs import check_is_no_source, scratch_folder, write_errors
 from qgis_iic.engine.progress import RunProgress
-from qgis_iic.protocol.events import Emit, Result, Started
+from qgis_iic.protocol.events import Emit, Result, Started, Warned
 from qgis_iic.protocol.job import AdaptJob
 from qgis_iic.training.adaptation import CHIPS, adapt_file
 from qgis_iic.training.model_file import check_target
@@ -34,7 +34,7 @@ def run(job: AdaptJob, emit: Emit, cancellation: Cancellation) -> Result:
         progress = RunProgress(CHIPS, clock, emit, cancellation)
         staged = scratch / output.name
         with clock.stage("adapt"):
-            adapt_file(Path(job.model), job.sources, staged, progress.of(job.output))
+            adapt_file(Path(job.model), job.sources, staged, progress.of(job.output), lambda text: emit(Warned(text)))
         progress.check()
         with write_errors(output):
             staged.replace(output)

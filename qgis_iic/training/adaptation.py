@@ -8,7 +8,7 @@ should be those of the place as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from qgis_iic.engine.planning import Plan, plan
+from qgis_iic.engine.planning import Plan, plan, warnings_of
 from qgis_iic.engine.raster import open_raster
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import ModelInvalid, SourceUnsuitable
@@ -27,7 +27,7 @@ from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.protocol.names import raster_name
 from qgis_iic.training.export import LAYER_MOMENTS
 from qgis_iic.training.graph_network import GraphNetwork, check_parity
-from qgis_iic.training.model_file import check_target, read_model, weights_checksum, write_model
+from qgis_iic.training.model_file import ADAPTATION, BEFORE, check_target, read_model, weights_checksum, write_model
 from qgis_iic.training.regions import Advance, ignore
 
 SHARE = 0.5
@@ -39,12 +39,19 @@ LEAST_VALID = 0.5
 ATTEMPTS = 40
 """Per chip, at finding one with enough data."""
 
+Warn = Callable[[str], None]
 Floats = NDArray[np.float32]
 Chip = tuple[Floats, NDArray[np.bool_]]
 """Raw values, [bands, S, S], and where they are valid, [S, S]."""
 
 
-def adapt_file(model: Path, sources: Sequence[Source], output: Path, advance: Advance = ignore) -> ModelMetadata:
+def pass_over(_: str) -> None:
+    """The `Warn` of those who don't care."""
+
+
+def adapt_file(
+    model: Path, sources: Sequence[Source], output: Path, advance: Advance = ignore, warn: Warn = pass_over
+) -> ModelMetadata:
     """Writes `model` adapted to rasters; what it takes for buildings it still does, and nothing is measured yet.
 
     Args:
@@ -52,6 +59,7 @@ def adapt_file(model: Path, sources: Sequence[Source], output: Path, advance: Ad
         sources: rasters of the place.
         output: file to write.
         advance: is told of the chips that are read.
+        warn: is told what extraction warns of, too.
 
     Raises:
         ModelInvalid: the model does not know them, or see `graph_network.GraphNetwork`.
@@ -61,16 +69,20 @@ def adapt_file(model: Path, sources: Sequence[Source], output: Path, advance: Ad
     check_target(output)
     proto, metadata = read_model(model)
     _known_moments(metadata)
-    made = adapted(proto, metadata, sources, advance)
-    facts = {name: fact for name, fact in metadata.training.items() if name != LAYER_MOMENTS}
+    made = adapted(proto, metadata, sources, advance, warn)
+    # The order of the facts is that of what was done.
+    facts = {name: fact for name, fact in metadata.training.items() if name not in (LAYER_MOMENTS, ADAPTATION)}
     record = {
         "from_weights_sha256": metadata.weights_sha256,
         "imagery": [raster_name(source.path) for source in sources],
+        "bands": None if sources[0].bands is None else list(sources[0].bands),
         "share": SHARE,
     }
+    matching = {**metadata.matching, BEFORE: True} if metadata.matching else {}
     metadata = replace(
         metadata,
-        training={**facts, "adaptation": record},
+        training={**facts, ADAPTATION: record},
+        matching=matching,
         metrics={},
         weights_sha256=weights_checksum(made),
     )
@@ -79,7 +91,11 @@ def adapt_file(model: Path, sources: Sequence[Source], output: Path, advance: Ad
 
 
 def adapted(
-    model: onnx.ModelProto, metadata: ModelMetadata, sources: Sequence[Source], advance: Advance = ignore
+    model: onnx.ModelProto,
+    metadata: ModelMetadata,
+    sources: Sequence[Source],
+    advance: Advance = ignore,
+    warn: Warn = pass_over,
 ) -> onnx.ModelProto:
     """The graph with layers normalised half by what they answer to squares of rasters, see `draw_chips`.
 
@@ -93,6 +109,8 @@ def adapted(
             plan(rasters.enter_context(open_raster(source.path, source.crs)), source, metadata, metadata.tile_size)
             for source in sources
         ]
+        for warning in dict.fromkeys(warning for made in plans for warning in warnings_of(made, metadata)):
+            warn(warning)
         chips = draw_chips(plans, advance)
     mean, std = (np.asarray(moment, np.float32)[:, None, None] for moment in moments)
     image = np.stack([np.where(valid, (values - mean) / std, 0) for values, valid in chips]).astype(np.float32)
@@ -120,7 +138,7 @@ def draw_chips(plans: Sequence[Plan], advance: Advance = ignore) -> list[Chip]:
     """Squares of `CHIP_SIZE` at `CHIPS` random places, the same ones every time; rasters by their size.
 
     Raises:
-        SourceUnsuitable: there is no place with enough data.
+        SourceUnsuitable: hardly any place has enough data.
     """
     generator = np.random.default_rng(0)
     sizes = np.array([made.window.width * made.window.height for made in plans], np.float64)
@@ -133,9 +151,10 @@ def draw_chips(plans: Sequence[Plan], advance: Advance = ignore) -> list[Chip]:
             advance(1)
         if len(chips) == CHIPS:
             return chips
-    if not chips:
+    if len(chips) < CHIPS / 2:
         raise SourceUnsuitable(
-            f"The imagery holds no square of {CHIP_SIZE} pixels of which half has data. Take a larger raster."
+            f"Hardly any squares of {CHIP_SIZE} pixels of which half has data were found in the imagery, too few to "
+            "know the place by. Cut out the part with data, or take a larger raster."
         )
     return chips
 

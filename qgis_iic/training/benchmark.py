@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 
+from qgis_iic.protocol.errors import SourceUnsuitable
 from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.adaptation import adapted, is_adaptable
@@ -73,11 +74,14 @@ def run_benchmark(
             tell(f"Network on {source.imagery}")
             regions[source] = reader.read(source, advance)
 
-    of_adapted = dict[RegionSource, Region]()
+    of_adapted = dict[Place, Mapping[RegionSource, Region]]()
     if adapt and is_adaptable(metadata) and any(place.match for place in protocol.places):
         for place in protocol.places:
             tell(f"Network adapted to {place.name}")
-            of_adapted |= _adapted(proto, metadata, [regions[source] for source in (*place.match, *place.score)])
+            try:
+                of_adapted[place] = _adapted(proto, metadata, [regions[each] for each in (*place.match, *place.score)])
+            except SourceUnsuitable as error:
+                tell(f"{place.name} has no row of the adapted model: {error.message}")
 
     @cache  # the settings that match on the same place share its networks
     def supervised(place: Place) -> Supervised | None:
@@ -90,9 +94,10 @@ def run_benchmark(
     examples: dict[str, list[Example]] = {}
     for name, origin, target in protocol.settings():
         tell(name)
-        setting = _setting(name, origin, target, regions)
-        if of_adapted:
-            setting = replace(setting, adapted=_setting(name, origin, target, of_adapted))
+        setting = _setting(name, origin, target, regions, regions)
+        if origin in of_adapted and target in of_adapted:
+            places = of_adapted[origin], of_adapted[target]
+            setting = replace(setting, adapted=_setting(name, origin, target, *places))
         kind = "own" if origin is target else "cross"
         # The file's own mapping and head may have seen labels of what is scored: no business of a cross setting.
         known = metadata if kind == "own" else replace(metadata, building_clusters=None, matching={})
@@ -115,8 +120,14 @@ def run_benchmark(
     return Benchmark(figures, examples)
 
 
-def _setting(name: str, origin: Place, target: Place, regions: Mapping[RegionSource, Region]) -> Setting:
-    return Setting(name, [regions[source] for source in origin.match], [regions[source] for source in target.score])
+def _setting(
+    name: str,
+    origin: Place,
+    target: Place,
+    match: Mapping[RegionSource, Region],
+    score: Mapping[RegionSource, Region],
+) -> Setting:
+    return Setting(name, [match[source] for source in origin.match], [score[source] for source in target.score])
 
 
 def _adapted(proto: onnx.ModelProto, metadata: ModelMetadata, regions: Sequence[Region]) -> dict[RegionSource, Region]:

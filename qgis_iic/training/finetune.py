@@ -118,7 +118,8 @@ def fine_tune_file(
         "steps_from_labels_alone": LABELS_ALONE,
         "iic_weight": IIC_WEIGHT,
     }
-    facts = {**metadata.training, "fine_tuning": record, LAYER_MOMENTS: network.layer_moments()}
+    before = {name: fact for name, fact in metadata.training.items() if name != "fine_tuning"}
+    facts = {**before, "fine_tuning": record, LAYER_MOMENTS: network.layer_moments()}
     trained = replace(metadata, training=facts, metrics={})
     made, tuned = build_tuned_model(network, plain, trained, sources, advance, folder)
     write_model(made, tuned, output)

@@ -301,7 +301,7 @@ def check_parity(
         if not difference < PARITY:
             raise ModelInvalid(
                 f"The network and its graph differ by {difference:.2g} in their {name}: the model was not written. "
-                "This is a defect of the fine-tuning."
+                "This is a defect of the program."
             )
 
 

@@ -11,7 +11,7 @@ from qgis_iic.engine.outputs import write_whole
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.document import Table, to_markdown
 from qgis_iic.training.matching import MANUAL
-from qgis_iic.training.model_file import read_siblings
+from qgis_iic.training.model_file import ADAPTATION, BEFORE, read_siblings
 from qgis_iic.training.report import figure_blocks
 
 _CRITERIA = {"loss": "the least loss", "rank": "the least effective rank of its features"}
@@ -126,20 +126,27 @@ def _training(metadata: ModelMetadata) -> str:
         *_last_step(training["last_step"], has_prototypes),
         "- " + ", ".join(f"{name} {number}" for name, number in metadata.versions.items()) + ".",
     ]
-    if "adaptation" in training:
-        adaptation = training["adaptation"]
-        imagery = _numbers(f"`{name}`" for name in adaptation["imagery"])
-        lines.append(
-            f"- Adapted without labels to {imagery}, from the file whose graph has the SHA-256 "
-            f"`{adaptation['from_weights_sha256']}`."
-        )
-    if "fine_tuning" in training:
-        tuned = training["fine_tuning"]
-        lines.append(
-            f"- Then fine-tuned with labels for {tuned['minutes']:g} minutes, {tuned['steps']} steps, from the model "
-            f"whose graph has the SHA-256 `{tuned['from_weights_sha256']}`. The lines above are of that one."
-        )
+    for name in training:  # in the order in which it was done
+        if name == ADAPTATION:
+            lines.append(_adaptation(training[name]))
+        elif name == "fine_tuning":
+            lines.append(_fine_tuning(training[name]))
     return "\n".join(["## Training", "", *lines])
+
+
+def _adaptation(record: dict[str, Any]) -> str:
+    imagery = _numbers(f"`{name}`" for name in record["imagery"])
+    return (
+        f"- Adapted without labels to {imagery}, from the file whose graph has the SHA-256 "
+        f"`{record['from_weights_sha256']}`."
+    )
+
+
+def _fine_tuning(record: dict[str, Any]) -> str:
+    return (
+        f"- Then fine-tuned with labels for {record['minutes']:g} minutes, {record['steps']} steps, from the model "
+        f"whose graph has the SHA-256 `{record['from_weights_sha256']}`. The lines above are of that one."
+    )
 
 
 def _last_step(last: dict[str, float], has_prototypes: bool) -> list[str]:
@@ -188,7 +195,7 @@ def _matching(metadata: ModelMetadata) -> str:
             f" Matched on a part of them, {spread['draws']} draws of {spread['kind']}, it reaches "
             f"{spread['iou']:.3f} ± {spread['deviation']:.3f} on the rest."
         )
-    return text
+    return f"{text} All of this is of the model before it was adapted." if BEFORE in matching else text
 
 
 def _precisions(copies: Sequence[Copy]) -> str:
@@ -244,14 +251,18 @@ def _regenerate(metadata: ModelMetadata, file_name: str, copies: Sequence[Copy])
     precision = "" if trained == "32-true" else f" --precision {trained}"
     commands = [f"iic train models/{metadata.name}.toml --output runs/{stem}{precision}"]
     commands.append(export if metadata.metrics else f"{export} {card}")
-    if adaptation := metadata.training.get("adaptation"):
+    done = [name for name in metadata.training if name in (ADAPTATION, "fine_tuning")]
+    if ADAPTATION in done:
+        adaptation = metadata.training[ADAPTATION]
         imagery = " ".join(f"--imagery DATA/{name}" for name in adaptation["imagery"])
-        commands = [f"iic adapt ORIGINAL.onnx {imagery} --output {model}"]
-    elif tuned := metadata.training.get("fine_tuning"):
+        bands = f" --bands {','.join(map(str, adaptation['bands']))}" if adaptation["bands"] else ""
+        commands = [f"iic adapt ORIGINAL.onnx {imagery}{bands} --output {model}"]
+    if done and done[-1] == "fine_tuning":
+        tuned = metadata.training["fine_tuning"]
         commands.append(
             f"iic finetune {model} {_labels(tuned)} --minutes {tuned['minutes']:g} --output {model} --overwrite"
         )
-    elif metadata.building_clusters is not None:
+    elif metadata.building_clusters is not None and BEFORE not in metadata.matching:
         commands.append(f"iic match {model} {_how_matched(metadata, matched)} --output {model}")
     if metadata.metrics:
         steps = metadata.metrics.get("supervised_steps")

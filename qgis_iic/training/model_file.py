@@ -31,6 +31,9 @@ Kind = Literal["fp16", "int8"]
 
 Tensor = NDArray[Any]
 
+ADAPTATION, BEFORE = "adaptation", "before_adaptation"
+"""Among the facts of a model's training: what it was adapted to; and of its matching: that its figures are older."""
+
 
 def read_model(path: Path) -> tuple[onnx.ModelProto, ModelMetadata]:
     """An fp32 model and its metadata.

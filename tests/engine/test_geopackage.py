@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import tempfile
 from contextlib import closing
@@ -290,6 +291,17 @@ def test_a_locked_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_known_system_keeps_its_code(crs: str, expected: str | None) -> None:
     text = geopackage.crs_text(pyproj.CRS(crs))
     assert text == expected if expected else text is not None
+
+
+def test_a_system_of_unnamed_datum_gets_the_code_of_none() -> None:
+    text = pyproj.CRS("EPSG:31467").to_wkt("WKT1_GDAL")
+    names = ("DHDN / 3-degree Gauss-Kruger zone 3", "DHDN", "Deutsches_Hauptdreiecksnetz")
+    for name in names:
+        text = text.replace(f'"{name}"', '"unnamed"')
+    text = re.sub(r',AUTHORITY\["EPSG","\d+"\]', "", text)
+    written = geopackage.crs_text(pyproj.CRS.from_wkt(text))
+    assert written is not None
+    assert not written.startswith("EPSG")
 
 
 def test_a_system_of_unknown_datum_gets_the_code_of_none(tmp_path: Path) -> None:

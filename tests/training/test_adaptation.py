@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from qgis_iic.cli.main import main
 from qgis_iic.protocol.errors import ModelInvalid, OutputIsOtherKind, SourceUnsuitable
 from qgis_iic.protocol.job import Source
 from qgis_iic.training.adaptation import CHIP_SIZE, CHIPS, adapt_file
+from qgis_iic.training.matching import match_by_hand
 from qgis_iic.training.model_card import model_card
 from qgis_iic.training.model_file import FEATURES, read_model, run_inner
 from tests.rasters import write_raster
@@ -57,9 +59,8 @@ def test_what_an_adapted_model_says_of_itself(exported: Path, places: tuple[Path
     assert metadata.building_clusters == original.building_clusters
     card = model_card(metadata, output.name)
     assert "Adapted without labels to `bright.tif`, `dark.tif`" in card
-    assert (
-        "iic adapt ORIGINAL.onnx --imagery DATA/bright.tif --imagery DATA/dark.tif --output models/adapted.onnx" in card
-    )
+    imagery = "--imagery DATA/bright.tif --imagery DATA/dark.tif --bands 1,2,3"
+    assert f"iic adapt ORIGINAL.onnx {imagery} --output models/adapted.onnx" in card
     before = output.read_bytes()
     with pytest.raises(ModelInvalid, match="Adapt the model that it was made from"):
         adapt_file(output, [source(bright)], output)
@@ -77,6 +78,40 @@ def test_chips_are_counted_and_without_ground_there_are_none(exported: Path, tmp
     with pytest.raises(SourceUnsuitable, match="larger raster"):
         adapt_file(exported, [source(tmp_path / "tiny.tif")], tmp_path / "n.onnx")
     assert not (tmp_path / "n.onnx").exists()
+
+
+def test_what_is_done_next_is_in_the_card_in_its_order(exported: Path, places: tuple[Path, Path]) -> None:
+    bright, _ = places
+    output = bright.with_name("adapted.onnx")
+    match_by_hand(exported, (1,), output)
+    adapted = adapt_file(output, [source(bright)], output)
+    card = model_card(adapted, output.name)
+    assert "iic match" not in card.split("## How to make it again")[1]
+    assert "--imagery DATA/bright.tif --bands 1,2,3 --output" in card
+    again = model_card(match_by_hand(output, (2,), output), output.name)
+    assert "iic match models/adapted.onnx --building 2 --output" in again
+    tuned = {"from_weights_sha256": "f00", "labels": [], "minutes": 5, "steps": 9}
+    later = model_card(replace(adapted, training={**adapted.training, "fine_tuning": tuned}), output.name)
+    assert later.index("Adapted without") < later.index("Then fine-tuned")
+    first = model_card(replace(adapted, training={"fine_tuning": tuned, **adapted.training}), output.name)
+    assert first.index("Adapted without") > first.index("Then fine-tuned")
+    assert "iic finetune" not in first
+
+
+def test_a_raster_with_little_data_is_refused(exported: Path, tmp_path: Path) -> None:
+    values = np.zeros((3, 1500, 1500), np.uint8)
+    values[:, :150, :150] = 90
+    write_raster(tmp_path / "corner.tif", values, nodata=0)
+    with pytest.raises(SourceUnsuitable, match="part with data"):
+        adapt_file(exported, [source(tmp_path / "corner.tif")], tmp_path / "n.onnx")
+
+
+def test_what_extraction_warns_of(exported: Path, tmp_path: Path) -> None:
+    values, _ = village(200, seed=5)
+    write_raster(tmp_path / "wide.tif", values.astype(np.uint16) * 40)
+    told: list[str] = []
+    adapt_file(exported, [source(tmp_path / "wide.tif")], tmp_path / "m.onnx", warn=told.append)
+    assert any("uint16" in text for text in told)
 
 
 def test_the_command(exported: Path, places: tuple[Path, Path]) -> None:
