@@ -99,6 +99,11 @@ class Setting:
     score: Sequence[Region]
     adapted: Setting | None = None
 
+    @property
+    def scores_what_it_matches(self) -> bool:
+        """Whether a label is both to match on and to score on."""
+        return any(match.shares_labels_with(score) for match in self.match for score in self.score)
+
 
 class Ground:
     """What predictions are scored on: the labels of some regions, and the footprints in them."""
@@ -171,7 +176,7 @@ def evaluate(
             f"{setting.name} holds no building to score on: none of the {labelled} labelled pixels is one. Check that "
             "labels, area and imagery are of the same ground."
         )
-    if any(match.shares_labels_with(score) for match in setting.match for score in setting.score):
+    if setting.scores_what_it_matches:
         raise LabelsInvalid(
             f"{setting.name} has labels that are both to match on and to score on: what was matched on says nothing of "
             "other ground. Part them, by files, areas or windows."

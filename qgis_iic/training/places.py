@@ -63,13 +63,13 @@ class Protocol:
     file: str = ""
 
     def settings(self) -> Iterator[tuple[str, Place, Place]]:
-        """Name, place to match on, place to score on; of another name, but never what was matched on."""
+        """Name, place to match on, place to score on."""
         for place in self.places:
             yield place.name, place, place
         for origin in self.places:
             if origin.name == self.cross:
                 for place in self.places:
-                    if place is not origin and not set(origin.match) & set(place.score):
+                    if place is not origin:
                         yield f"{origin.name} to {place.name}", origin, place
 
 

@@ -212,6 +212,19 @@ def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) ->
     assert len(widths) == 1
 
 
+def test_ground_that_was_matched_on_is_no_other_place(places: Path, exported: Path) -> None:
+    text = PLACES.replace(
+        'score = [{ imagery = "scene.tif", labels = "labels.tif", window = [0, 0, 64, 64] }]',
+        'score = [{ imagery = "scene.tif", labels = "labels.tif", window = [0, 32, 64, 64] }]',
+    )
+    assert text != PLACES
+    places.write_text(text, encoding="utf-8")
+    told: list[str] = []
+    found = run_benchmark(exported, load_protocol(places), told.append, baselines=False, adapt=False).figures
+    assert [setting["name"] for setting in found["settings"]] == ["Left", "Right"]
+    assert any("Left to Right is left out" in text for text in told)
+
+
 def test_the_card_says_how_clusters_were_matched() -> None:
     by_hand = model_card(metadata(building_clusters=(1, 3), matching={"objective": "manual"}), "test.onnx")
     assert "Buildings are the clusters 1, 3, set by hand." in by_hand
