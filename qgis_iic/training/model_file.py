@@ -142,6 +142,7 @@ def open_inner(model: onnx.ModelProto, *names: str) -> Callable[[NDArray[np.floa
             opened.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it would warn of the initializer that can be overridden, which is meant
+    options.add_session_config_entry("session.x64quantprecision", "1")  # else sums saturate without VNNI
     session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(image: NDArray[np.float32]) -> list[Tensor]:
