@@ -27,7 +27,14 @@ from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.protocol.names import raster_name
 from qgis_iic.training.export import LAYER_MOMENTS
 from qgis_iic.training.graph_network import GraphNetwork, check_parity
-from qgis_iic.training.model_file import ADAPTATION, BEFORE, check_target, read_model, weights_checksum, write_model
+from qgis_iic.training.model_file import (
+    ADAPTATION,
+    MATCHED_BEFORE,
+    check_target,
+    read_model,
+    weights_checksum,
+    write_model,
+)
 from qgis_iic.training.regions import Advance, ignore
 
 SHARE = 0.5
@@ -78,7 +85,7 @@ def adapt_file(
         "bands": None if sources[0].bands is None else list(sources[0].bands),
         "share": SHARE,
     }
-    matching = {**metadata.matching, BEFORE: True} if metadata.matching else {}
+    matching = {**metadata.matching, MATCHED_BEFORE: True} if metadata.matching else {}
     metadata = replace(
         metadata,
         training={**facts, ADAPTATION: record},
@@ -121,6 +128,7 @@ def adapted(
 
 
 def is_adaptable(metadata: ModelMetadata) -> bool:
+    """Whether a model knows the moments of its training."""
     return LAYER_MOMENTS in metadata.training
 
 

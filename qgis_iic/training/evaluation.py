@@ -307,9 +307,6 @@ class _Clustering:
     match: Sequence[Assignment]
     score: Sequence[Assignment]
 
-    def named(self, name: str) -> _Clustering:
-        return replace(self, name=name)
-
     @classmethod
     def whole(
         cls, name: str, count: int, setting: Setting, clusters: Callable[[Region], NDArray[np.uint8]]
@@ -327,7 +324,7 @@ def _clusterings(setting: Setting, metadata: ModelMetadata, baselines: bool) -> 
     match, score = ([region.assignment(metadata) for region in regions] for regions in (setting.match, setting.score))
     yield _Clustering(head, metadata.clusters, match, score)
     if setting.adapted is not None:
-        yield next(_clusterings(setting.adapted, metadata, baselines=False)).named(head + ADAPTED)
+        yield replace(next(_clusterings(setting.adapted, metadata, baselines=False)), name=head + ADAPTED)
     if any(region.shares is not None for region in setting.match):
         yield _Clustering.whole(head + LARGEST_ALONE, metadata.clusters, setting, lambda region: region.clusters)
     yield _Clustering.whole(

@@ -169,8 +169,8 @@ class GraphNetwork(nn.Module):
             layer.normalisation.eval()
             new_mean, new_variance = layer.running()
             new_mean.lerp_(old_mean, 1 - share)
-            variances = (each.clamp(min=LEAST_VARIANCE) for each in (new_variance, old_variance))
-            new_variance.copy_(next(variances) ** share * next(variances) ** (1 - share))
+            new, old = (each.clamp(min=LEAST_VARIANCE) for each in (new_variance, old_variance))
+            new_variance.copy_(new**share * old ** (1 - share))
 
     def randomise(self) -> None:
         """Draws all weights anew from torch's generator, as `network.IICNetwork` does; fixed convolutions stay."""

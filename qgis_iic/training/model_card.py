@@ -11,7 +11,7 @@ from qgis_iic.engine.outputs import write_whole
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.document import Table, to_markdown
 from qgis_iic.training.matching import MANUAL
-from qgis_iic.training.model_file import ADAPTATION, BEFORE, read_siblings
+from qgis_iic.training.model_file import ADAPTATION, MATCHED_BEFORE, read_siblings
 from qgis_iic.training.report import figure_blocks
 
 _CRITERIA = {"loss": "the least loss", "rank": "the least effective rank of its features"}
@@ -195,7 +195,7 @@ def _matching(metadata: ModelMetadata) -> str:
             f" Matched on a part of them, {spread['draws']} draws of {spread['kind']}, it reaches "
             f"{spread['iou']:.3f} ± {spread['deviation']:.3f} on the rest."
         )
-    return f"{text} All of this is of the model before it was adapted." if BEFORE in matching else text
+    return f"{text} All of this is of the model before it was adapted." if MATCHED_BEFORE in matching else text
 
 
 def _precisions(copies: Sequence[Copy]) -> str:
@@ -262,7 +262,7 @@ def _regenerate(metadata: ModelMetadata, file_name: str, copies: Sequence[Copy])
         commands.append(
             f"iic finetune {model} {_labels(tuned)} --minutes {tuned['minutes']:g} --output {model} --overwrite"
         )
-    elif metadata.building_clusters is not None and BEFORE not in metadata.matching:
+    elif metadata.building_clusters is not None and MATCHED_BEFORE not in metadata.matching:
         commands.append(f"iic match {model} {_how_matched(metadata, matched)} --output {model}")
     if metadata.metrics:
         steps = metadata.metrics.get("supervised_steps")

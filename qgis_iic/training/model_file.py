@@ -31,7 +31,7 @@ Kind = Literal["fp16", "int8"]
 
 Tensor = NDArray[Any]
 
-ADAPTATION, BEFORE = "adaptation", "before_adaptation"
+ADAPTATION, MATCHED_BEFORE = "adaptation", "before_adaptation"
 """Among the facts of a model's training: what it was adapted to; and of its matching: that its figures are older."""
 
 
