@@ -15,11 +15,11 @@ from qgis_iic.cli.run import PATH, named_errors
 from qgis_iic.training.adaptation import is_adaptable
 from qgis_iic.training.benchmark import run_benchmark
 from qgis_iic.training.document import Table, to_markdown
-from qgis_iic.training.evaluation import ADAPTED, OVER_CLUSTERING, mean_over
+from qgis_iic.training.evaluation import ADAPTED, ALL_LABELS, OVER_CLUSTERING, mean_over
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.places import load_protocol
 
-HEADING = ("matched on", "scored on", "matched by", "measure", "as it is", "adapted")
+HEADING = ("matched on", "scored on", "labels", "matched by", "measure", "as it is", "adapted")
 
 
 @click.command()
@@ -54,11 +54,12 @@ def main(model: Path, places: Path) -> None:
 
 def _rows(head: str, rows: Sequence[dict[str, Any]], match: str, score: str) -> Iterator[tuple[str, ...]]:
     measures = {(row["method"], row["objective"]): row["measures"] for row in rows}
-    for objective in ("iou", "accuracy"):
-        for measure in ("building_iou", "balanced_accuracy"):
-            both = (measures[method, objective][measure] for method in (head, head + ADAPTED))
-            figures = (f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in both)
-            yield match, score, objective, measure.replace("_", " ").replace("iou", "IoU"), *figures
+    for labels, ending in (("drawn", ""), ("all", ALL_LABELS)):
+        for objective in ("iou", "accuracy"):
+            for measure in ("building_iou", "balanced_accuracy"):
+                both = (measures[method + ending, objective][measure] for method in (head, head + ADAPTED))
+                figures = (f"{mean:.3f}" if ending else f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in both)
+                yield match, score, labels, objective, measure.replace("_", " ").replace("iou", "IoU"), *figures
 
 
 if __name__ == "__main__":

@@ -41,10 +41,12 @@ SHARE = 0.5
 """Of the new imagery's moments. Chosen on the ground of models/settings.toml, where 0 and a quarter found less."""
 CHIPS = 24
 CHIP_SIZE = 128
+LEAST_DEVIATION = 1e-6
+"""Of a band that hardly changes; in the units of the imagery."""
 LEAST_VALID = 0.5
-"""Share of a chip's pixels with data."""
+"""Share of a chip's pixels with data. The rest counts as ground in the moments, and so full chips come first."""
 ATTEMPTS = 40
-"""Per chip, at finding one with enough data."""
+"""Per chip, at finding a full one."""
 
 Warn = Callable[[str], None]
 Floats = NDArray[np.float32]
@@ -76,7 +78,7 @@ def adapt_file(
     check_target(output)
     proto, metadata = read_model(model)
     _known_moments(metadata)
-    made = adapted(proto, metadata, sources, advance, warn)
+    made = adapted(proto, metadata, chips_of(metadata, sources, advance, warn))
     # The order of the facts is that of what was done.
     facts = {name: fact for name, fact in metadata.training.items() if name not in (LAYER_MOMENTS, ADAPTATION)}
     record = {
@@ -97,20 +99,51 @@ def adapt_file(
     return metadata
 
 
-def adapted(
-    model: onnx.ModelProto,
-    metadata: ModelMetadata,
-    sources: Sequence[Source],
-    advance: Advance = ignore,
-    warn: Warn = pass_over,
-) -> onnx.ModelProto:
-    """The graph with layers normalised half by what they answer to squares of rasters, see `draw_chips`.
+def adapted(model: onnx.ModelProto, metadata: ModelMetadata, chips: Sequence[Chip]) -> onnx.ModelProto:
+    """The graph with layers normalised half by what they answer to squares of a place.
 
     Raises:
-        IicError: as `adapt_file`.
+        ModelInvalid: as `adapt_file`.
     """
     moments = (metadata.mean, metadata.std)
     network = GraphNetwork(model, moments)
+    mean, std = (np.asarray(moment, np.float32)[:, None, None] for moment in moments)
+    image = np.stack([np.where(valid, (values - mean) / std, 0) for values, valid in chips]).astype(np.float32)
+    network.adapt(torch.from_numpy(image), _known_moments(metadata), SHARE)
+    made = network.written_into(model)
+    check_parity(made, network, moments)
+    return made
+
+
+def adapted_values(values: Floats, valid: NDArray[np.bool_], metadata: ModelMetadata, chips: Sequence[Chip]) -> Floats:
+    """Imagery normalised half by the moments of its place, as layers are: what a simpler way can have of adaptation.
+
+    Args:
+        values: raw, float32 [bands, H, W].
+        valid: bool [H, W].
+        metadata: of the model whose moments are the other half.
+        chips: of the place.
+
+    Returns:
+        float32 [bands, H, W] in the units of `values`, 0 where not valid.
+    """
+    of_place = np.concatenate([chip[:, known] for chip, known in chips], axis=1)
+    mean, std = (np.asarray(moment, np.float32) for moment in (metadata.mean, metadata.std))
+    new_mean = SHARE * of_place.mean(axis=1) + (1 - SHARE) * mean
+    gain = (std / np.maximum(of_place.std(axis=1), LEAST_DEVIATION)) ** SHARE
+    brought = (values - new_mean[:, None, None]) * gain[:, None, None] + mean[:, None, None]
+    return np.where(valid, brought, 0).astype(np.float32)
+
+
+def chips_of(
+    metadata: ModelMetadata, sources: Sequence[Source], advance: Advance = ignore, warn: Warn = pass_over
+) -> list[Chip]:
+    """Squares of rasters as the network of a model gets them, see `draw_chips`.
+
+    Raises:
+        SourceUnsuitable: see `draw_chips`.
+        IicError: see `engine.raster`.
+    """
     with ExitStack() as rasters:
         plans = [
             plan(rasters.enter_context(open_raster(source.path, source.crs)), source, metadata, metadata.tile_size)
@@ -118,13 +151,7 @@ def adapted(
         ]
         for warning in dict.fromkeys(warning for made in plans for warning in warnings_of(made, metadata)):
             warn(warning)
-        chips = draw_chips(plans, advance)
-    mean, std = (np.asarray(moment, np.float32)[:, None, None] for moment in moments)
-    image = np.stack([np.where(valid, (values - mean) / std, 0) for values, valid in chips]).astype(np.float32)
-    network.adapt(torch.from_numpy(image), _known_moments(metadata), SHARE)
-    made = network.written_into(model)
-    check_parity(made, network, moments)
-    return made
+        return draw_chips(plans, advance)
 
 
 def is_adaptable(metadata: ModelMetadata) -> bool:
@@ -145,25 +172,33 @@ def _known_moments(metadata: ModelMetadata) -> Sequence[Sequence[Sequence[float]
 def draw_chips(plans: Sequence[Plan], advance: Advance = ignore) -> list[Chip]:
     """Squares of `CHIP_SIZE` at `CHIPS` random places, the same ones every time; rasters by their size.
 
+    Those that are full of data come first; where there are too few, the next fullest are taken.
+
     Raises:
         SourceUnsuitable: hardly any place has enough data.
     """
     generator = np.random.default_rng(0)
     sizes = np.array([made.window.width * made.window.height for made in plans], np.float64)
-    chips: list[Chip] = []
+    full: list[Chip] = []
+    partial: list[Chip] = []
     for _ in range(CHIPS * ATTEMPTS):
         made = plans[generator.choice(len(plans), p=sizes / sizes.sum())]
         values, valid = made.reader.read(_random_window(made.window, generator))
-        if valid.mean() >= LEAST_VALID:
-            chips.append((values, valid))
+        if valid.all():
+            full.append((values, valid))
             advance(1)
-        if len(chips) == CHIPS:
-            return chips
+        elif valid.mean() >= LEAST_VALID:
+            partial.append((values, valid))
+        if len(full) == CHIPS:
+            return full
+    partial.sort(key=lambda chip: float(chip[1].mean()), reverse=True)
+    chips = [*full, *partial][:CHIPS]
     if len(chips) < CHIPS / 2:
         raise SourceUnsuitable(
             f"Hardly any squares of {CHIP_SIZE} pixels of which half has data were found in the imagery, too few to "
             "know the place by. Cut out the part with data, or take a larger raster."
         )
+    advance(len(chips) - len(full))
     return chips
 
 

@@ -13,7 +13,7 @@ import onnx
 from qgis_iic.protocol.errors import SourceUnsuitable
 from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import ModelMetadata
-from qgis_iic.training.adaptation import adapted, is_adaptable
+from qgis_iic.training.adaptation import adapted, adapted_values, chips_of, is_adaptable
 from qgis_iic.training.baselines import trunk_features
 from qgis_iic.training.evaluation import Setting, decided, evaluate, prediction
 from qgis_iic.training.labels import UNLABELLED
@@ -134,14 +134,19 @@ def _setting(
 
 
 def _adapted(proto: onnx.ModelProto, metadata: ModelMetadata, regions: Sequence[Region]) -> dict[RegionSource, Region]:
-    """The regions of a place with the shares of the model that was adapted to the whole of their rasters."""
+    """The regions of a place with the shares of the model that was adapted to the whole of their rasters.
+
+    Their values are brought to the place as the model is, for the classifiers that go by these.
+    """
     rasters = dict.fromkeys(
         Source(str(each.imagery), bands=each.bands, crs=each.crs) for each in (region.source for region in regions)
     )
-    logits = open_inner(adapted(proto, metadata, list(rasters)), COARSE_LOGITS)
+    chips = chips_of(metadata, list(rasters))
+    logits = open_inner(adapted(proto, metadata, chips), COARSE_LOGITS)
     found = {}
     for region in regions:
         with labelled_plan(region.source, metadata) as (made, _):
             shares = read_shares(logits, metadata, made, region.labels != UNLABELLED)
-        found[region.source] = replace(region, shares=shares)
+        values = adapted_values(region.values, region.valid, metadata, chips)
+        found[region.source] = replace(region, values=values, shares=shares)
     return found

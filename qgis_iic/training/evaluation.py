@@ -41,7 +41,7 @@ SUPERVISED = "supervised network"
 ALL_LABELS = ", all labels"
 """Ends the name of a method that gets them instead of the drawn ones."""
 ADAPTED = ", adapted to the place"
-"""Ends the name of a method whose network was adapted to the imagery of each place, without labels."""
+"""Ends the name of a method whose network, or pixel values, were adapted to each place's imagery, without labels."""
 LARGEST_ALONE = ", the largest cluster alone"
 """Ends the name of a method that goes by each pixel's largest cluster, where shares would decide."""
 
@@ -91,7 +91,8 @@ class Setting:
     Attributes:
         name: for the table.
         match, score: regions; they must not touch each other.
-        adapted: the same with the shares of the model that was adapted to their places, where there is one.
+        adapted: the same with the shares of the model, and the pixel values, that were adapted to their places,
+            where there is such a model.
     """
 
     name: str
@@ -197,6 +198,11 @@ def evaluate(
         for features in (*((PIXELS, MULTISCALE) if baselines else ()), *([] if trunk is None else [trunk])):
             rows.append(_linear_row(features, setting, drawn, ground))
             advance(features.name)
+        if baselines and setting.adapted is not None:
+            for features in (PIXELS, MULTISCALE):
+                adapted = replace(features, name=features.name + ADAPTED)
+                rows.append(_linear_row(adapted, setting.adapted, drawn, ground))
+                advance(adapted.name)
     if supervised is not None:
         rows += _supervised_rows(supervised, setting, ground)
     if "head" in metadata.matching:
@@ -252,22 +258,31 @@ def _undrawn_rows(
         yield _row("IIC clusters, mapping of the file", "", [ground.measures(found[FILE])])
     if "head" in metadata.matching:
         yield _row("building head of the file", "", [ground.measures(decided(setting.score, metadata))])
+    head = f"{OVER_CLUSTERING} ({metadata.clusters})"
     for objective in OBJECTIVES:
         if objective in found:
-            head = f"{OVER_CLUSTERING} ({metadata.clusters}){ALL_LABELS}"
-            yield _row(head, objective, [ground.measures(found[objective])])
+            yield _row(head + ALL_LABELS, objective, [ground.measures(found[objective])])
+    if setting.adapted is not None:
+        for name, chosen in _best_mappings(setting.adapted, metadata).items():
+            masks = prediction(setting.adapted.score, metadata, name, chosen)
+            yield _row(head + ADAPTED + ALL_LABELS, name, [ground.measures(masks)])
 
 
 def _mappings(setting: Setting, metadata: ModelMetadata) -> dict[str, tuple[int, ...]]:
     """Building clusters by the file and by either objective on all labels, as far as there are such."""
     mappings = {} if metadata.building_clusters is None else {FILE: metadata.building_clusters}
     if setting.match:
-        assignments = [region.assignment(metadata) for region in setting.match]
-        labels = [region.labels for region in setting.match]
-        check_labels(labels, "all to match on")
-        for objective, mapping in best_mappings(assignments, labels, metadata.clusters).items():
-            mappings[objective] = mapping.building_clusters
+        check_labels([region.labels for region in setting.match], "all to match on")
+        mappings.update(_best_mappings(setting, metadata))
     return mappings
+
+
+def _best_mappings(setting: Setting, metadata: ModelMetadata) -> dict[str, tuple[int, ...]]:
+    """Building clusters by either objective on all labels to match on."""
+    assignments = [region.assignment(metadata) for region in setting.match]
+    labels = [region.labels for region in setting.match]
+    found = best_mappings(assignments, labels, metadata.clusters)
+    return {objective: mapping.building_clusters for objective, mapping in found.items()}
 
 
 def cluster_table(regions: Sequence[Region], count: int, mappings: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from qgis_iic.cli.main import main
 from qgis_iic.protocol.errors import ModelInvalid, OutputIsOtherKind, SourceUnsuitable
 from qgis_iic.protocol.job import Source
-from qgis_iic.training.adaptation import CHIP_SIZE, CHIPS, adapt_file
+from qgis_iic.training.adaptation import CHIP_SIZE, CHIPS, adapt_file, adapted_values, chips_of
 from qgis_iic.training.matching import match_by_hand
 from qgis_iic.training.model_card import model_card
 from qgis_iic.training.model_file import FEATURES, read_model, run_inner
@@ -78,6 +78,36 @@ def test_chips_are_counted_and_without_ground_there_are_none(exported: Path, tmp
     with pytest.raises(SourceUnsuitable, match="larger raster"):
         adapt_file(exported, [source(tmp_path / "tiny.tif")], tmp_path / "n.onnx")
     assert not (tmp_path / "n.onnx").exists()
+
+
+def test_squares_full_of_data_come_first(exported: Path, tmp_path: Path) -> None:
+    values = np.zeros((3, 400, 800), np.uint8)
+    values[:, :, :300] = 90
+    write_raster(tmp_path / "half.tif", values, nodata=0)
+    _, metadata = read_model(exported)
+    assert all(valid.all() for _, valid in chips_of(metadata, [source(tmp_path / "half.tif")]))
+    values[:, :, 100:] = 0  # narrower than a square
+    write_raster(tmp_path / "strip.tif", values, nodata=0)
+    read: list[int] = []
+    shares = [valid.mean() for _, valid in chips_of(metadata, [source(tmp_path / "strip.tif")], read.append)]
+    assert sum(read) == len(shares)
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] > 0.6  # of .5 to .78
+
+
+def test_imagery_is_brought_half_way_to_what_the_model_knows(exported: Path) -> None:
+    _, metadata = read_model(exported)
+    generator = np.random.default_rng(0)
+    values = generator.normal(40, 5, (3, 64, 64)).astype(np.float32)
+    valid = np.ones((64, 64), np.bool_)
+    valid[:, :32] = False
+    brought = adapted_values(values, valid, metadata, [(values, valid)])
+    assert not brought[:, ~valid].any()
+    mean, std = np.array(metadata.mean), np.array(metadata.std)
+    of_place, of_brought = values[:, valid], brought[:, valid]
+    assert of_brought.std(axis=1) == pytest.approx(np.sqrt(of_place.std(axis=1) * std), rel=1e-3)
+    gain = of_brought.std(axis=1) / of_place.std(axis=1)
+    assert of_brought.mean(axis=1) == pytest.approx(mean + gain * (of_place.mean(axis=1) - mean) / 2, rel=1e-3)
 
 
 def test_what_is_done_next_is_in_the_card_in_its_order(exported: Path, places: tuple[Path, Path]) -> None:
