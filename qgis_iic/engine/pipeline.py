@@ -34,6 +34,7 @@ from qgis_iic.engine.workers import Workers, processes
 from qgis_iic.protocol.errors import ModelNotMatched, OutOfMemory
 from qgis_iic.protocol.events import Emit, Layer, Result, Started, Warned
 from qgis_iic.protocol.job import Job
+from qgis_iic.protocol.model_metadata import NODATA
 from qgis_iic.protocol.names import without_secrets
 
 _SPECK = 0.5
@@ -147,7 +148,24 @@ def _strips(
     """The network's answer from top to bottom, each strip made while the one before is used."""
     ahead, workers = batches_ahead(session, made, job.memory), _workers(session)
     advance = progress.of(made.raster.path)
-    return closing(made_ahead(strips(session, made.reader, made.rows, clock, advance, ahead, workers)))
+    answered = made_ahead(strips(session, made.reader, made.rows, clock, advance, ahead, workers))
+    return closing(_warned_of_nothing(answered, made, progress))
+
+
+def _warned_of_nothing(
+    answered: Generator[Strip, None, None], made: Plan, progress: RunProgress
+) -> Generator[Strip, None, None]:
+    """The strips as they are; ground without data has no buildings, but is no proof that there are none."""
+    is_empty = True
+    with closing(answered):
+        for strip in answered:
+            is_empty = is_empty and bool((strip.planes[0] == NODATA).all())
+            yield strip
+    if is_empty:
+        progress.warn(
+            f"No pixel of {made.raster.path} has data in what was read. Choose another extent, or check the raster's "
+            "no-data value and mask."
+        )
 
 
 def _segment(

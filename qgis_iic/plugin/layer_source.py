@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from qgis_iic.plugin.translation import tr
 from qgis_iic.protocol.errors import SourceNotFound, SourceUnsuitable, WindowOutside
 from qgis_iic.protocol.job import Source, Window
 
+_AT_HAND = ("gdal", "virtualraster")
+"""Providers whose pixels are on this machine, or in files that GDAL opens: the whole of a layer may be read."""
 _EDGE = 1e-6
 """Pixels by which an extent may miss a pixel edge and still count as ending on it."""
 _VERTICES = 20
@@ -110,21 +113,27 @@ def _area(
     """The part of `layer` in `extent`, in the layer's CRS; an extent without CRS counts as being in it already.
 
     The layer goes to the extent's CRS and what is left of it comes back, for the extent may reach where the layer's
-    CRS is not defined, as one of the whole world does.
+    CRS is not defined, as one of the whole world does. So may the layer, as a map service does, where the extent's CRS
+    is not; then it is the extent that goes to the layer's.
     """
-    outside = WindowOutside(
+    transform = QgsCoordinateTransform(layer.crs(), extent.crs(), transforms)
+    whole, asked = QgsGeometry.fromRect(layer.extent()), QgsGeometry.fromRect(extent)
+
+    def met_there() -> QgsGeometry:
+        there = _transformed(whole, transform, Qgis.TransformDirection.Forward)
+        return _transformed(there.intersection(asked), transform, Qgis.TransformDirection.Reverse)
+
+    def met_here() -> QgsGeometry:
+        return _transformed(asked, transform, Qgis.TransformDirection.Reverse).intersection(whole)
+
+    for met in (met_there, met_here):
+        with suppress(QgsCsException):
+            area = met()
+            if not area.boundingBox().isEmpty():
+                return area
+    raise WindowOutside(
         tr("The extent has nothing in common with {name}. Choose another extent.").format(name=layer.name())
     )
-    area = QgsGeometry.fromRect(layer.extent())
-    transform = QgsCoordinateTransform(layer.crs(), extent.crs(), transforms)
-    try:
-        area = _transformed(area, transform, Qgis.TransformDirection.Forward)
-        area = _transformed(area.intersection(QgsGeometry.fromRect(extent)), transform, Qgis.TransformDirection.Reverse)
-    except QgsCsException as error:
-        raise outside from error
-    if area.boundingBox().isEmpty():
-        raise outside
-    return area
 
 
 def _transformed(
@@ -206,7 +215,7 @@ def _crs_override(layer: QgsRasterLayer) -> str | None:
 def _exported(layer: QgsRasterLayer, area: QgsGeometry | None, pixel_size: PixelSize) -> Reading:
     if area is not None:
         part = area.boundingBox().intersect(layer.extent())
-    elif layer.providerType() == "gdal":
+    elif layer.providerType() in _AT_HAND:
         part = layer.extent()
     else:
         raise SourceUnsuitable(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from osgeo import gdal
 from qgis.core import (
     Qgis,
     QgsCoordinateReferenceSystem,
@@ -85,7 +86,7 @@ def write(export: RasterExport, transforms: QgsCoordinateTransformContext, feedb
     """Writes the GeoTIFF.
 
     Raises:
-        SourceUnsuitable: QGIS can't read the raster or can't write the file.
+        SourceUnsuitable: QGIS can't read the raster or can't write the file; or there is no data in it.
         Cancelled: the user ended it.
     """
     pipe = QgsRasterPipe()
@@ -105,6 +106,30 @@ def write(export: RasterExport, transforms: QgsCoordinateTransformContext, feedb
             tr("{name} could not be fetched as a GeoTIFF ({reason}). Export it to a file and use that.").format(
                 name=export.name, reason=reason
             )
+        )
+    _complete(export)
+
+
+def _complete(export: RasterExport) -> None:
+    """Says which band is which colour: QGIS's writer leaves that to GDAL, to which the first three are red to blue.
+
+    Raises:
+        SourceUnsuitable: the GeoTIFF holds no data.
+    """
+    raster = gdal.OpenEx(export.path, gdal.OF_RASTER | gdal.OF_UPDATE)
+    if export.provider.name() == "gdal":
+        for band in range(1, export.provider.bandCount() + 1):
+            # QGIS's numbers are GDAL's.
+            raster.GetRasterBand(band).SetColorInterpretation(export.provider.colorInterpretation(band).value)
+    # QGIS writes tiles that never came as empty ones.
+    _, most = raster.GetRasterBand(1).GetMaskBand().ComputeRasterMinMax(False)
+    raster = None  # which writes to the file
+    if most == 0:
+        raise SourceUnsuitable(
+            tr(
+                "Nothing came of {name}: it has no data in this part, or it can't be reached. QGIS's messages say "
+                "which: View, Panels, Log Messages."
+            ).format(name=export.name)
         )
 
 

@@ -20,8 +20,11 @@ def set_engine_python(path: str) -> None:
 
 
 def last_used(name: str, default: Any) -> Any:
-    """The value that the dialog had for `name` when it last ran, of the type of `default`."""
-    return QgsSettings().value(_DIALOG + name, default, type(default))
+    """The value that the dialog had for `name` when it last ran, of the type of `default`, or that if it is damaged."""
+    try:
+        return QgsSettings().value(_DIALOG + name, default, type(default))
+    except TypeError:
+        return default
 
 
 def remember(values: dict[str, Any]) -> None:

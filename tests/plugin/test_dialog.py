@@ -221,6 +221,9 @@ def test_what_is_missing_is_asked_for(dialog: ExtractionDialog, layers: Any) -> 
     dialog.parameters.output.setFilePath("/out/town.shp")
     dialog.start()
     assert ".gpkg" in texts(dialog.messages)[0]
+    dialog.parameters.output.setFilePath("town.gpkg")  # QGIS's own folder is nowhere that a user looks
+    dialog.start()
+    assert "Name the folder, too" in texts(dialog.messages)[0]
     assert dialog.run_button.isEnabled()
 
 
@@ -267,6 +270,12 @@ def test_values_are_remembered_from_run_to_run(
     assert again.memory.value() == 2000
     assert not again.overwrite.isChecked()  # replacing data is decided anew in each session
     assert again.output.filePath() == ready.parameters.output.filePath()
+
+
+def test_a_remembered_value_that_is_damaged_is_the_default(ready: ExtractionDialog, qgis_iface: Any) -> None:
+    settings.remember({"MIN_AREA": "10,5", "MEMORY": "much"})
+    again = ParametersPanel(QgsProject.instance(), qgis_iface.mapCanvas())
+    assert again.min_area.value() == 10.0
 
 
 def test_a_run_puts_styled_layers_into_a_group(

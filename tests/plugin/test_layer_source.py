@@ -178,6 +178,56 @@ def test_a_service_is_exported_with_the_model_s_pixels_on_the_ground(tiles: QgsR
     assert [written.GetRasterBand(band).ReadAsArray(100, 100, 1, 1)[0, 0] for band in (1, 2, 3)] == [200, 100, 50]
 
 
+@pytest.mark.parametrize(
+    ("crs", "longitude", "latitude"),
+    [
+        ("EPSG:32645", 85.5, 27.6),
+        ("EPSG:32737", 39.2, -6.1),
+        ("EPSG:25832", 9, 50),
+        ("EPSG:2056", 7.5, 47),
+        ("EPSG:28992", 5.4, 52.2),
+        ("EPSG:5514", 15, 50),
+        ("EPSG:2154", 3, 46.5),
+        ("EPSG:4326", 3, 46.5),
+    ],
+)
+def test_an_extent_on_a_service_may_be_in_the_crs_of_any_country(
+    tiles: QgsRasterLayer, model: Path, crs: str, longitude: float, latitude: float
+) -> None:
+    wanted = around(longitude, latitude, 200)
+    transform = QgsCoordinateTransform(wanted.crs(), QgsCoordinateReferenceSystem(crs), TRANSFORMS)
+    extent = QgsReferencedRectangle(transform.transformBoundingBox(wanted), transform.destinationCrs())
+    part = read(tiles, extent, str(model)).export.extent
+    assert part.buffered(0.01).contains(wanted)
+    assert part.width() < 1.5 * wanted.width()  # the axes of the two lie askew
+
+
+def test_a_service_that_can_t_be_reached_is_no_ground_without_buildings(model: Path) -> None:
+    dead = QgsRasterLayer("type=xyz&url=http://127.0.0.1:9/%7Bz%7D/%7Bx%7D/%7By%7D.png&zmin=0&zmax=19", "far", "wms")
+    reading = read(dead, around(85.5, 27.6, 100), str(model))
+    with pytest.raises(SourceUnsuitable, match="Nothing came of far"):
+        raster_export.write(reading.export, TRANSFORMS, QgsFeedback())
+
+
+def test_bands_that_are_exported_keep_their_colours(tmp_path: Path, model: Path) -> None:
+    colours = [gdal.GCI_BlueBand, gdal.GCI_GreenBand, gdal.GCI_RedBand, gdal.GCI_Undefined]
+    path = str(tmp_path / "town.tif")
+    dataset = gdal.GetDriverByName("GTiff").Create(path, 40, 30, 4, options=["PHOTOMETRIC=MINISBLACK", "ALPHA=NO"])
+    dataset.SetGeoTransform(NORTH_UP)
+    dataset.SetProjection(UTM45.toWkt())
+    for band, (value, colour) in enumerate(zip((10, 20, 30, 0), colours, strict=True), 1):
+        dataset.GetRasterBand(band).Fill(value)
+        dataset.GetRasterBand(band).SetColorInterpretation(colour)
+    dataset = None
+    reading = read(QgsRasterLayer(f"{path}|option:NUM_THREADS=1", "town"), None, str(model))
+    raster_export.write(reading.export, TRANSFORMS, QgsFeedback())
+    written = gdal.Open(reading.source.path)
+    bands = [written.GetRasterBand(band) for band in range(1, 5)]
+    assert [band.GetColorInterpretation() for band in bands] == colours
+    assert [band.ReadAsArray()[0, 0] for band in bands] == [10, 20, 30, 0]
+    assert bands[0].GetMaskBand().ReadAsArray().all()  # near infrared of 0 is no sign of missing data
+
+
 def test_a_service_without_an_extent_asks_for_one(tiles: QgsRasterLayer, model: Path) -> None:
     with pytest.raises(SourceUnsuitable, match=r"from a service\. Choose an extent"):
         read(tiles, None, str(model))

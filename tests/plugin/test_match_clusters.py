@@ -124,6 +124,43 @@ def test_what_lies_off_the_raster_is_left_where_it_is(provider: Any, context: An
     assert Path(job.labels).name == "examples.gpkg"  # what errors and the model's record say
 
 
+@pytest.mark.parametrize("name", ["gpkg_town", "sqlite_town"])
+def test_examples_may_have_a_name_that_no_table_may(provider: Any, context: Any, raster: Any, name: str) -> None:
+    layer = both_kinds()
+    layer.setName(name)
+    job = job_of({"INPUT": str(raster()), "LABELS": layer, "OUTPUT": "/out/m.onnx"}, context)
+    assert len(read(job.labels)) == 2
+    assert Path(job.labels).name == f"{name}.gpkg"
+
+
+@pytest.mark.parametrize(("crs", "x", "y"), [("EPSG:5514", -740000, -1045000), ("EPSG:32633", 458000, 5550000)])
+def test_examples_on_a_service_may_be_in_the_crs_of_any_country(
+    provider: Any, context: Any, tiles: Any, model: Path, crs: str, x: float, y: float
+) -> None:
+    QgsProject.instance().addMapLayer(tiles)
+    layer = QgsVectorLayer(f"Polygon?crs={crs}&field=building:int", "examples", "memory")
+    far = QgsRectangle(x + 9000, y, x + 9010, y + 10)
+    with edit(layer):
+        for building, shape in enumerate(
+            (QgsRectangle(x, y, x + 10, y + 10), QgsRectangle(x + 20, y, x + 30, y + 10), far)
+        ):
+            feature = QgsFeature(layer.fields())
+            feature.setGeometry(QgsGeometry.fromRect(shape))
+            feature[0] = building
+            layer.addFeature(feature)
+    QgsProject.instance().addMapLayer(layer)
+    extent = f"{x - 50},{x + 50},{y - 50},{y + 50} [{crs}]"
+    parameters = {
+        "INPUT": tiles.id(),
+        "LABELS": layer,
+        "EXTENT": extent,
+        "MODEL": str(model),
+        "OUTPUT": "/out/m.onnx",
+    }
+    job = job_of(parameters, context)
+    assert [building for _, building in read(job.labels)] == [0, 1]
+
+
 def test_examples_elsewhere_are_named(algorithm: Any, context: Any, raster: Any, tmp_path: Path) -> None:
     layer = examples((QgsRectangle(1, 1, 2, 2).asWktPolygon(), 1))
     feedback = QgsProcessingFeedback(False)

@@ -13,10 +13,12 @@ from qgis.core import (
     QgsProcessingOutputLayerDefinition,
     QgsProcessingUtils,
     QgsProject,
+    QgsRasterLayer,
     QgsSettings,
     QgsSingleBandPseudoColorRenderer,
 )
 
+from qgis_iic.plugin.algorithms.engine_algorithm import refresh
 from qgis_iic.plugin.algorithms.segment_raster import SegmentRaster
 from qgis_iic.protocol.job import Job, Source
 
@@ -105,3 +107,14 @@ def test_the_real_engine_writes_a_geotiff_that_is_loaded_with_its_style(
     (layer,) = (layer for layer in context.temporaryLayerStore().mapLayers().values() if layer.source() == output)
     assert isinstance(layer.renderer(), QgsSingleBandPseudoColorRenderer)
     assert (layer.renderer().inputBand(), layer.bandCount()) == (3, 3)
+
+
+def test_a_raster_that_is_replaced_by_one_of_other_ground_is_shown_there(context: Any, raster: Any) -> None:
+    layer = QgsRasterLayer(str(raster()), "classes")
+    QgsProject.instance().addMapLayer(layer)
+    layer.renderer().setOpacity(0.5)
+    raster(geotransform=(600000, 0.5, 0, 3000000, 0, -0.5))
+    refresh(layer)
+    assert layer.isValid()
+    assert layer.extent().xMinimum() == 600000
+    assert layer.renderer().opacity() == 0.5

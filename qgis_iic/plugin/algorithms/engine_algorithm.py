@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from qgis.core import (
     Qgis,
+    QgsDataProvider,
     QgsMapLayer,
     QgsProcessingAlgorithm,
     QgsProcessingContext,
@@ -338,8 +339,12 @@ def restyle(uri: str, style: str, context: QgsProcessingContext) -> None:
 
 
 def refresh(layer: QgsMapLayer) -> None:
-    """Shows what is in the file of a layer now."""
-    layer.reload()
+    """Shows what is in the file of a layer now; style, name and place in the layer tree stay."""
+    if isinstance(layer, QgsRasterLayer):
+        # Only so does it notice that the file covers other ground.
+        layer.setDataSource(layer.source(), layer.name(), layer.providerType(), QgsDataProvider.ProviderOptions())
+    else:
+        layer.reload()
     layer.triggerRepaint()
 
 

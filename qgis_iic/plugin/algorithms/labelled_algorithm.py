@@ -36,6 +36,8 @@ IOU = "IOU"
 ACCURACY = "ACCURACY"
 
 _ATTRIBUTE = "building"
+_TABLE = "examples"
+"""Else it would be named after the layer, whose name may be none for a table."""
 
 
 class LabelledAlgorithm(EngineAlgorithm):
@@ -88,7 +90,10 @@ class LabelledAlgorithm(EngineAlgorithm):
     ) -> bool:
         prepared = super().prepareAlgorithm(parameters, context, feedback)
         layer = self.parameterAsRasterLayer(parameters, INPUT, context)
-        self._ground = QgsReferencedRectangle(layer.extent(), layer.crs())
+        (reading,) = self._readings
+        # A map service reaches round the world, for which many a CRS of examples has no coordinates, or wrong ones.
+        extent = layer.extent() if reading.export is None else reading.export.extent
+        self._ground = QgsReferencedRectangle(extent, layer.crs())
         return prepared
 
     def labelledFields(
@@ -139,13 +144,15 @@ def _write(
         fields.append(features.fields().at(index))
         fields.rename(0, _ATTRIBUTE)
     crs = features.sourceCrs() if features.sourceCrs().isValid() else ground.crs()
+    options = QgsVectorFileWriter.SaveVectorOptions()
+    options.layerName = _TABLE
     writer = QgsVectorFileWriter.create(
         path,
         fields,
         Qgis.WkbType.Unknown,  # layers in memory hold parts and wholes, with and without heights
         crs,
         transforms,
-        QgsVectorFileWriter.SaveVectorOptions(),
+        options,
     )
     request = QgsFeatureRequest()
     with suppress(QgsCsException):  # the raster reaches to where the features' CRS has no coordinates: all are taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from qgis.core import Qgis, QgsApplication, QgsProcessingContext, QgsProject, QgsRasterLayer
@@ -176,6 +177,8 @@ def _problem(parameters: dict[str, Any]) -> str:
         return tr("{name} can't be read: QGIS does not find its file. Leave it out, or repair it.").format(name=lost)
     if OUTPUT not in parameters:
         return tr("Name the GeoPackage for the buildings.")
+    if not Path(parameters[OUTPUT]).is_absolute():
+        return tr("Name the folder, too, in which {name} is to be.").format(name=parameters[OUTPUT])
     context = QgsProcessingContext()
     context.setProject(QgsProject.instance())
     algorithm = QgsApplication.processingRegistry().createAlgorithmById(ALGORITHM)

@@ -34,7 +34,7 @@ class RasterLayerList(QListView):
         return [
             self._layers.sourceLayerModel().layerFromIndex(self._layers.mapToSource(index))
             for index in indexes
-            if self._layers.data(index, Qt.ItemDataRole.CheckStateRole) == Qt.CheckState.Checked
+            if Qt.CheckState(self._layers.data(index, Qt.ItemDataRole.CheckStateRole)) == Qt.CheckState.Checked
         ]
 
     def check(self, layers: list[QgsRasterLayer]) -> None:
