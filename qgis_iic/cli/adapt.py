@@ -25,7 +25,7 @@ def command(model: Path, imagery: Sequence[str], bands: tuple[int, ...] | None, 
 
     24 squares of 128 pixels are drawn from all rasters together, which should show the place as a whole: a raster of
     woods alone would have the model take woods for half a town. It takes some seconds, and with iic_rgb up to a
-    minute and 3 GB of memory. Copies of MODEL in other precisions are to be made anew: `iic quantise`.
+    minute and 1.5 GB of memory. Copies of MODEL in other precisions are to be made anew: `iic quantise`.
     """
     from qgis_iic.engine.outputs import check_is_no_source
     from qgis_iic.protocol.job import Source

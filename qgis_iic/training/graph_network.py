@@ -101,6 +101,7 @@ class GraphNetwork(nn.Module):
         self._std = torch.tensor(moments[1])[:, None, None]
         self.layers = nn.ModuleDict({node.output[0]: self._layer(node) for node in self._nodes})
         self._parts = feature_parts(model)
+        self._last_use = {name: node.output[0] for node in self._nodes for name in node.input}
         heads = head_weights(model, HEADS)
         if heads is None:
             raise ModelInvalid("The model can't be trained on: its graph is not one of `iic export`.")
@@ -117,8 +118,11 @@ class GraphNetwork(nn.Module):
         """[N, F, h, w] of a normalised `image`, float32 [N, bands, H, W]."""
         tensors = {self._centred: image}
         for node in self._nodes:
-            inputs = [tensors[name] for name in node.input if name in tensors]
-            tensors[node.output[0]] = self.layers[node.output[0]](*inputs)
+            names = [name for name in node.input if name in tensors]
+            tensors[node.output[0]] = self.layers[node.output[0]](*(tensors[name] for name in names))
+            for name in set(names):  # the tensors of all layers together are most of the memory
+                if self._last_use[name] == node.output[0] and name not in self._parts:
+                    del tensors[name]
         return torch.cat([tensors[part] for part in self._parts], dim=1)
 
     def clusterings(self, features: Tensor) -> Logits:

@@ -40,7 +40,7 @@ class AdaptSegmenter(EngineAlgorithm):
         return tr(
             "For imagery from another place than the examples that a model was matched with, as with the plugin's own "
             "model. The network's layers are normalised half by what they answer to this imagery, so that its "
-            "clusters keep more of their meaning. It takes some seconds, up to a minute and 3 GB of memory with the "
+            "clusters keep more of their meaning. It takes some seconds, up to a minute and 1.5 GB of memory with the "
             "plugin's larger model, and the result is a model file of your own, "
             "to be chosen in Extract buildings.\n\n"
             "Choose rasters that show the place as a whole: of woods alone the model would take woods for half a "
