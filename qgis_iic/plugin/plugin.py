@@ -16,6 +16,7 @@ from qgis_iic.plugin.provider import Provider
 from qgis_iic.plugin.translation import tr
 
 ACTION_NAME = "iicExtractBuildings"
+ADAPT_ACTION_NAME = "iicAdaptSegmenter"
 MATCH_ACTION_NAME = "iicMatchClusters"
 
 
@@ -40,13 +41,17 @@ class Plugin:
         self._run = QAction(QIcon(resource_paths.icon()), tr("Extract buildings…"), window)
         self._run.setObjectName(ACTION_NAME)
         self._run.triggered.connect(self._show_dialog)
-        self._match = QAction(tr("Match clusters to buildings…"), window)
-        self._match.setObjectName(MATCH_ACTION_NAME)
-        self._match.triggered.connect(self._show_matching)
-        self._configure = QAction(tr("Settings…"), window)
-        self._configure.triggered.connect(lambda: show_options(self._iface))
+        adapt = QAction(tr("Adapt segmenter to imagery…"), window)
+        adapt.setObjectName(ADAPT_ACTION_NAME)
+        adapt.triggered.connect(lambda: self._make_model("iic:adaptsegmenter"))
+        match = QAction(tr("Match clusters to buildings…"), window)
+        match.setObjectName(MATCH_ACTION_NAME)
+        match.triggered.connect(lambda: self._make_model("iic:matchclusters"))
+        configure = QAction(tr("Settings…"), window)
+        configure.triggered.connect(lambda: show_options(self._iface))
+        self._actions = (self._run, adapt, match, configure)
         self._iface.addToolBarIcon(self._run)
-        for action in (self._run, self._match, self._configure):
+        for action in self._actions:
             self._iface.addPluginToRasterMenu(self._menu, action)
         self._options = OptionsPageFactory()
         self._iface.registerOptionsWidgetFactory(self._options)
@@ -64,19 +69,18 @@ class Plugin:
             self._dialog.discard()
             self._dialog = None
         self._iface.unregisterOptionsWidgetFactory(self._options)
-        actions = (self._configure, self._match, self._run)
-        for action in actions:
+        for action in reversed(self._actions):
             self._iface.removePluginRasterMenu(self._menu, action)
         self._iface.removeToolBarIcon(self._run)
-        for action in actions:
+        for action in reversed(self._actions):
             action.deleteLater()
 
-    def _show_matching(self) -> None:
+    def _make_model(self, algorithm: str) -> None:
         """In Processing's own dialog; what it makes is the model of the next extraction."""
         from qgis import processing
 
         try:
-            results = processing.execAlgorithmDialog("iic:matchclusters")
+            results = processing.execAlgorithmDialog(algorithm)
         except QgsNotSupportedException:
             self._iface.messageBar().pushWarning(
                 self._menu, tr("This needs the plugin Processing. Enable it in the plugin manager.")

@@ -278,6 +278,18 @@ def test_a_remembered_value_that_is_damaged_is_the_default(ready: ExtractionDial
     assert again.min_area.value() == 10.0
 
 
+def test_where_nothing_was_found_the_log_says_what_helps(ready: ExtractionDialog, engine: Any, wait: Any) -> None:
+    engine(
+        """open(job["output"], "a").close()
+layer = {"source": job["sources"][0]["path"], "name": "a", "features": 0, "area": 0}
+say("result", output=job["output"], layers=[layer], seconds={})"""
+    )
+    ready.start()
+    wait(finished(ready))
+    assert "0 buildings" in texts(ready.messages)[0]
+    assert "Raster > Building extraction has ways" in ready.log.toPlainText()
+
+
 def test_a_run_puts_styled_layers_into_a_group(
     dialog: ExtractionDialog, wait: Any, sample: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ import qgis_iic
 from qgis_iic.plugin import resource_paths
 from qgis_iic.plugin.dialog.extraction_dialog import ExtractionDialog
 from qgis_iic.plugin.options_page import OptionsPage
-from qgis_iic.plugin.plugin import ACTION_NAME, MATCH_ACTION_NAME
+from qgis_iic.plugin.plugin import ACTION_NAME, ADAPT_ACTION_NAME, MATCH_ACTION_NAME
 
 
 @pytest.fixture
@@ -66,6 +66,7 @@ def test_unloading_removes_all_that_loading_added(iface: Any) -> None:
         "addPluginToRasterMenu",
         "addPluginToRasterMenu",
         "addPluginToRasterMenu",
+        "addPluginToRasterMenu",
         "registerOptionsWidgetFactory",
     ]
     iface.mainWindow().findChild(QAction, ACTION_NAME).trigger()
@@ -89,20 +90,26 @@ def test_the_dialog_is_made_once(iface: Any) -> None:
     delete_later()
 
 
+@pytest.mark.parametrize(
+    ("action", "algorithm"),
+    [(MATCH_ACTION_NAME, "iic:matchclusters"), (ADAPT_ACTION_NAME, "iic:adaptsegmenter")],
+)
 @pytest.mark.parametrize("results", [{"OUTPUT": "/models/mine.onnx"}, {}, None])
-def test_the_model_that_was_matched_is_used_next(iface: Any, monkeypatch: pytest.MonkeyPatch, results: Any) -> None:
+def test_the_model_that_was_made_is_used_next(
+    iface: Any, monkeypatch: pytest.MonkeyPatch, results: Any, action: str, algorithm: str
+) -> None:
     opened = []
     monkeypatch.setattr("qgis.processing.execAlgorithmDialog", lambda name: opened.append(name) or results)
     plugin = qgis_iic.classFactory(iface)
     plugin.initGui()
-    iface.mainWindow().findChild(QAction, MATCH_ACTION_NAME).trigger()
-    assert opened == ["iic:matchclusters"]
+    iface.mainWindow().findChild(QAction, action).trigger()
+    assert opened == [algorithm]
     iface.mainWindow().findChild(QAction, ACTION_NAME).trigger()
     used = iface.mainWindow().findChild(ExtractionDialog).parameters.model.model()
     assert used == (results["OUTPUT"] if results else resource_paths.default_model())
     plugin.unload()
     delete_later()
-    assert iface.mainWindow().findChild(QAction, MATCH_ACTION_NAME) is None
+    assert iface.mainWindow().findChild(QAction, action) is None
 
 
 def test_matching_without_processing_says_what_is_missing(iface: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +121,7 @@ def test_matching_without_processing_says_what_is_missing(iface: Any, monkeypatc
     monkeypatch.setattr(iface.messageBar(), "pushWarning", lambda title, text: said.append(text))
     plugin = qgis_iic.classFactory(iface)
     plugin.initGui()
-    plugin._show_matching()
+    plugin._make_model("iic:matchclusters")
     assert "Enable it" in said[0]
     plugin.unload()
     delete_later()

@@ -117,6 +117,9 @@ class ExtractionDialog(QDialog):
         self.progress.setValue(100 if succeeded else 0)
         if level != Qgis.MessageLevel.Critical:
             self._write(text, level)
+        if succeeded and results[BUILDINGS] == 0:
+            hint = tr("Where there are buildings, the model does not know their like. {menu} has ways to help it.")
+            self._write(hint.format(menu=tr("Raster > Building extraction")), Qgis.MessageLevel.Warning)
         bar = self.messages if self.isVisible() else self._iface.messageBar()
         bar.pushMessage(text.splitlines()[0], level)
 
