@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from qgis_iic.cli.run import PATH, bands_option, named_errors, source_path
+from qgis_iic.cli.run import PATH, SOURCE, bands_option, named_errors
 
 
 @click.command(short_help="Adapts a model to other imagery, without labels.")
 @named_errors
 @click.argument("model", type=PATH)
-@click.option("--imagery", multiple=True, required=True, help="Raster of the place; may be given again.")
+@click.option("--imagery", type=SOURCE, multiple=True, required=True, help="Raster of the place; may be given again.")
 @bands_option
 @click.option("--output", type=PATH, required=True, help="ONNX file to write; a model that exists is replaced.")
 def command(model: Path, imagery: Sequence[str], bands: tuple[int, ...] | None, output: Path) -> None:
@@ -31,7 +31,7 @@ def command(model: Path, imagery: Sequence[str], bands: tuple[int, ...] | None, 
     from qgis_iic.protocol.job import Source
     from qgis_iic.training.adaptation import adapt_file
 
-    sources = [Source(source_path(path), bands=bands) for path in imagery]
+    sources = [Source(path, bands=bands) for path in imagery]
     check_is_no_source(str(output), [str(model), *(source.path for source in sources)])
     adapted = adapt_file(model, sources, output, warn=lambda text: click.echo(f"Warning: {text}", err=True))
     click.echo(f"Model: {output}, adapted to {', '.join(adapted.training['adaptation']['imagery'])}")

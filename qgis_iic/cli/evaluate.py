@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from qgis_iic.cli.run import PATH, bands_option, check_outputs, check_places, named_errors
+from qgis_iic.cli.run import PATH, SOURCE, bands_option, check_outputs, check_places, named_errors
+from qgis_iic.protocol.names import raster_stem
 
 
 def _known_suffixes(_: click.Context, __: click.Parameter, paths: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -22,10 +23,10 @@ def _known_suffixes(_: click.Context, __: click.Parameter, paths: tuple[Path, ..
 @click.argument("model", type=PATH)
 @click.option("--places", type=PATH, help="Protocol: what is matched on and scored on, such as models/places.toml.")
 @click.option("--data", type=PATH, help="Folder of imagery and labels of --places.  [default: the one that it names]")
-@click.option("--imagery", type=PATH, help="Instead of --places: raster to score on.")
+@click.option("--imagery", type=SOURCE, help="Instead of --places: raster to score on.")
 @click.option("--labels", type=PATH, help="Its labels, as of `iic match`.")
 @click.option("--area", type=PATH, help="Polygons within which all buildings have a footprint.")
-@click.option("--match-imagery", type=PATH, help="Raster to match on; it must not overlap what is scored.")
+@click.option("--match-imagery", type=SOURCE, help="Raster to match on; it must not overlap what is scored.")
 @click.option("--match-labels", type=PATH, help="Its labels.  [default: only the mapping of MODEL is scored]")
 @click.option("--match-area", type=PATH, help="Polygons within which those footprints are complete.")
 @bands_option
@@ -50,10 +51,10 @@ def command(
     model: Path,
     places: Path | None,
     data: Path | None,
-    imagery: Path | None,
+    imagery: str | None,
     labels: Path | None,
     area: Path | None,
-    match_imagery: Path | None,
+    match_imagery: str | None,
     match_labels: Path | None,
     match_area: Path | None,
     bands: tuple[int, ...] | None,
@@ -105,7 +106,7 @@ def command(
         match = None
         if match_imagery is not None and match_labels is not None:
             match = RegionSource(match_imagery, match_labels, match_area, bands=bands)
-        protocol = protocol_of(imagery.stem, RegionSource(imagery, labels, area, bands=bands), match)
+        protocol = protocol_of(raster_stem(imagery), RegionSource(imagery, labels, area, bands=bands), match)
     else:
         raise click.UsageError("Name --places, or --imagery and --labels.")
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from qgis_iic.cli.run import PATH, absolute, job_options, named_errors, run_job, source_path
+from qgis_iic.cli.run import PATH, SOURCE, absolute, job_options, named_errors, run_job
 from qgis_iic.protocol.job import Job, Precision, Provider, Source, Window
 from qgis_iic.protocol.names import layer_names, raster_stem
 
 
 @click.command(short_help="Building polygons of rasters, as GeoPackage layers.")
 @named_errors
-@click.argument("sources", metavar="SCENE...", nargs=-1, required=True)
+@click.argument("sources", type=SOURCE, metavar="SCENE...", nargs=-1, required=True)
 @click.option("--output", type=PATH, required=True, help="GeoPackage; layers are added to one that exists.")
 @click.option("--layer", help="Name of the layer.  [default: the raster's name]")
 @click.option("--min-area", type=float, default=10.0, help="Smallest building, in m2.")
@@ -53,9 +53,7 @@ def command(
     names = layer_names([raster_stem(source) for source in sources], layer or "")
     job = Job(
         task="extract",
-        sources=tuple(
-            Source(source_path(source), name, bands, window) for source, name in zip(sources, names, strict=True)
-        ),
+        sources=tuple(Source(source, name, bands, window) for source, name in zip(sources, names, strict=True)),
         model=absolute(model),
         output=absolute(output),
         provider=provider,

@@ -10,26 +10,26 @@ from typing import Any
 
 import click
 
-from qgis_iic.cli.run import PATH, accelerator_option, bands_option, named_errors
+from qgis_iic.cli.run import PATH, SOURCE, Minutes, accelerator_option, bands_option, named_errors
 
 
 @click.command(short_help="Trains a model on with a few labels.")
 @named_errors
 @click.argument("model", type=PATH)
-@click.option("--imagery", type=PATH, required=True, help="Raster that the labels lie on.")
+@click.option("--imagery", type=SOURCE, required=True, help="Raster that the labels lie on.")
 @click.option(
     "--labels", type=PATH, required=True, help="Polygons or points, or a raster: 1 building, 0 not, 255 unlabelled."
 )
 @click.option("--area", type=PATH, help="Polygons within which all buildings have a footprint.")
 @bands_option
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=5.0, help="Of training.")
+@click.option("--minutes", type=Minutes(min=0, min_open=True), default=5.0, help="Of training.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the processor.  [default: all]")
 @accelerator_option
 @click.option("--output", type=PATH, required=True, help="ONNX file to write.")
 @click.option("--overwrite", is_flag=True, help="Replace it where it exists, be it MODEL itself.")
 def command(
     model: Path,
-    imagery: Path,
+    imagery: str,
     labels: Path,
     area: Path | None,
     bands: tuple[int, ...] | None,

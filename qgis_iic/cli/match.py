@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qgis_iic.cli.run import PATH, bands_option, check_places, named_errors, numbers
+from qgis_iic.cli.run import PATH, SOURCE, bands_option, check_places, named_errors, numbers
 
 if TYPE_CHECKING:
     from qgis_iic.protocol.job import Objective
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 @click.command(short_help="Matches clusters to buildings with a few labels.")
 @named_errors
 @click.argument("model", type=PATH)
-@click.option("--imagery", type=PATH, help="Raster that the labels lie on.")
+@click.option("--imagery", type=SOURCE, help="Raster that the labels lie on.")
 @click.option("--labels", type=PATH, help="Polygons or points, or a raster: 1 building, 0 not, 255 unlabelled.")
 @click.option("--area", type=PATH, help="Polygons within which all buildings have a footprint.")
 @bands_option
 @click.option("--places", type=PATH, help="Instead of these: a protocol, whose regions to match on are all used.")
 @click.option("--data", type=PATH, help="Folder of imagery and labels of --places.  [default: the one that it names]")
 @click.option("--building", callback=numbers(), help="Instead of labels: the building clusters by hand, such as 3,17.")
-@click.option("--objective", type=click.Choice(["iou", "accuracy"]), default="iou", help="What the mapping maximises.")
+@click.option("--objective", type=click.Choice(["iou", "accuracy"]), help="What the mapping maximises.  [default: iou]")
 @click.option(
     "--head", type=click.Choice(["clusters", "probe"]), default="clusters", help="What decides in the result."
 )
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 )
 def command(
     model: Path,
-    imagery: Path | None,
+    imagery: str | None,
     labels: Path | None,
     area: Path | None,
     bands: tuple[int, ...] | None,
     places: Path | None,
     data: Path | None,
     building: tuple[int, ...] | None,
-    objective: Objective,
+    objective: Objective | None,
     head: str,
     output: Path,
 ) -> None:
@@ -73,8 +73,8 @@ def command(
     from qgis_iic.training.regions import RegionSource
 
     if building is not None:
-        if imagery or labels or area or bands or places or data or head == "probe":
-            raise click.UsageError("--building takes no labels and fits no probe.")
+        if imagery or labels or area or bands or places or data or objective or head == "probe":
+            raise click.UsageError("--building takes no labels, has no objective and fits no probe.")
         matched = match_by_hand(model, building, output)
         click.echo(f"Building clusters: {_listed(matched)}")
         return
@@ -88,9 +88,9 @@ def command(
     if head == "probe":
         from qgis_iic.training.probe import match_with_probe
 
-        matched = match_with_probe(model, sources, objective, output)
+        matched = match_with_probe(model, sources, objective or "iou", output)
     else:
-        matched = match(model, sources, objective, output)
+        matched = match(model, sources, objective or "iou", output)
     for line in _found(matched):
         click.echo(line)
 

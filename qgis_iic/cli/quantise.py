@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qgis_iic.cli.run import PATH, bands_option, check_outputs, named_errors
+from qgis_iic.cli.run import PATH, SOURCE, bands_option, check_outputs, named_errors
 
 if TYPE_CHECKING:
     from qgis_iic.training.model_file import Kind
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @named_errors
 @click.argument("model", type=PATH)
 @click.option("--precision", type=click.Choice(["int8", "fp16"]), required=True, help="Which one to make.")
-@click.option("--imagery", type=PATH, multiple=True, help="Raster to calibrate and to compare on; may be given again.")
+@click.option(
+    "--imagery", type=SOURCE, multiple=True, help="Raster to calibrate and to compare on; may be given again."
+)
 @bands_option
 @click.option("--places", type=PATH, help="A protocol with labels, such as models/places.toml.")
 @click.option("--data", type=PATH, help="Folder of imagery and labels of --places.  [default: the one that it names]")
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 def command(
     model: Path,
     precision: Kind,
-    imagery: Sequence[Path],
+    imagery: Sequence[str],
     bands: tuple[int, ...] | None,
     places: Path | None,
     data: Path | None,
@@ -60,7 +62,7 @@ def command(
     if bands and not imagery:
         raise click.UsageError("--bands goes with --imagery.")
     check_outputs((card,), (*imagery, places, model))
-    grounds: list[Place | Path] = [] if places is None else list(load_protocol(places, data).places)
+    grounds: list[Place | str] = [] if places is None else list(load_protocol(places, data).places)
     grounds += imagery
     made = quantise(model, precision, grounds, bands)
     for place in made.precision["places"]:

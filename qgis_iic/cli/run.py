@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -18,6 +19,29 @@ from qgis_iic.protocol.names import names_a_file
 from qgis_iic.protocol.requirements import install_command, lacking
 
 PATH = click.Path(path_type=Path)
+
+
+class _Source(click.types.StringParamType):
+    """A raster: the path of a file, made absolute, or anything else that GDAL opens, left as it is."""
+
+    name = "source"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return absolute(Path(value)) if names_a_file(value) else value
+
+
+SOURCE = _Source()
+
+
+class Minutes(click.FloatRange):
+    """A number of them within a range; click takes what is no number, too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        minutes = float(super().convert(value, param, ctx))
+        if not math.isfinite(minutes):
+            self.fail(f"{value} is no number of minutes", param, ctx)
+        return minutes
+
 
 accelerator_option = click.option(
     "--accelerator",
@@ -35,7 +59,7 @@ def check_places(places: Path | None, data: Path | None, *named: object) -> None
         raise click.UsageError("--data goes with --places.")
 
 
-def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
+def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | str | None]) -> None:
     """Before what takes long: raises OutputNotWritable or OutputIsOtherKind for files that could not be written then.
 
     Args:
@@ -141,7 +165,7 @@ def on_interrupt(act: Callable[[], None]) -> None:
     before = {number: signal.getsignal(number) for number in numbers}
 
     def handle(number: int, _: object) -> None:
-        signal.signal(number, before[number])
+        signal.signal(number, signal.default_int_handler)  # which leaves time to remove what is half written
         act()
 
     for number in numbers:
@@ -199,8 +223,3 @@ class _Terminal:
 
 def absolute(path: Path) -> str:
     return str(path.expanduser().absolute())
-
-
-def source_path(text: str) -> str:
-    """A path made absolute where it names a file; anything else that GDAL opens is left as it is."""
-    return absolute(Path(text)) if names_a_file(text) else text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qgis_iic.cli.run import PATH, absolute, job_options, named_errors, run_job, source_path
+from qgis_iic.cli.run import PATH, absolute, job_options, named_errors, run_job
 from qgis_iic.protocol.job import Job, Precision, Provider, Source, Window
 
 
@@ -35,7 +35,7 @@ def command(
     """
     job = Job(
         task="segment",
-        sources=(Source(source_path(source), bands=bands, window=window),),
+        sources=(Source(source, bands=bands, window=window),),
         model=absolute(model),
         output=absolute(output),
         provider=provider,

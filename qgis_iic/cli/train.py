@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from qgis_iic.cli.run import PATH, accelerator_option, named_errors, on_interrupt
+from qgis_iic.cli.run import PATH, Minutes, accelerator_option, named_errors, on_interrupt
 
 
 @click.command(short_help="Trains on imagery without labels.")
@@ -19,7 +19,7 @@ from qgis_iic.cli.run import PATH, accelerator_option, named_errors, on_interrup
 @click.argument("config", type=PATH)
 @click.option("--output", type=PATH, required=True, help="Folder of the run: checkpoints, logs and pictures.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in that folder, exactly.")
-@click.option("--minutes", type=click.FloatRange(min=0), help="Stop after that long.  [default: the steps of CONFIG]")
+@click.option("--minutes", type=Minutes(min=0), help="Stop after that long.  [default: the steps of CONFIG]")
 @click.option("--data", type=PATH, help="Folder of the imagery.  [default: the one that CONFIG names]")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the processor, for each process.  [default: all]")
 @accelerator_option
@@ -47,8 +47,9 @@ def command(
     A checkpoint is written every few minutes and at the end, which an interrupt brings about. A part of the ground is
     held out: training stops when the loss there, or the rank of the features, no longer falls, and the state in which
     it was least, best.pt, is the model, see `iic export`. While it trains, the folder of the run also holds all imagery
-    at the training ground sampling distance, 8 bytes a pixel of three bands. Ends with the error training-collapsed
-    where the clusters lose all information.
+    at the training ground sampling distance, 8 bytes a pixel of three bands. Clusters that are found by k-means are
+    fitted at the end, which takes a minute or more beyond --minutes. Ends with the error training-collapsed where the
+    clusters lose all information.
     """
     from qgis_iic.engine.cancellation import Cancellation
     from qgis_iic.training.config import load_config

@@ -37,6 +37,15 @@ _MEANINGLESS = 1e30
 """Values of float rasters from here on measure nothing: many programs fill gaps with the lowest float32, undeclared."""
 
 
+_READING = {
+    # A JPEG block that libjpeg only warns about is decoded to grey; better to say that it is damaged.
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": True,
+    "GDAL_NUM_THREADS": "ALL_CPUS",
+    # With several, missing and damaged parts of a virtual raster are read as zeros, without an error.
+    "VRT_NUM_THREADS": "1",
+}
+
+
 class Raster:
     """An open raster; made by `open_raster`.
 
@@ -152,8 +161,9 @@ class Raster:
                     valid &= self._dataset.read(self._hidden_alpha, window=area) > 0
                 values = self._values(bands, area) if valid.any() else None
             except RasterioError as error:
+                reason = str(error.__cause__ or error).rstrip(".")  # GDAL's own, which of many files it is
                 self._damage = SourceCorrupt(
-                    f"{self.path} can't be read around column {window.col}, row {window.row}: {error}. "
+                    f"{self.path} can't be read around column {window.col}, row {window.row}: {reason}. "
                     "The file is damaged or incomplete; fetch or export it again."
                 )
                 raise self._damage from error
@@ -199,8 +209,9 @@ def open_raster(path: str | Path, crs: str | None = None) -> Iterator[Raster]:
             with complex values.
     """
     path = str(path)
-    # A JPEG block that libjpeg only warns about is decoded to grey; better to say that it is damaged.
-    with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING=True, GDAL_NUM_THREADS="ALL_CPUS"), warnings.catch_warnings():
+    if any("\ud800" <= character <= "\udfff" for character in path):  # what Python makes of such bytes
+        raise SourceNotRaster(f"The name {path!a} is not in UTF-8. Rename the file or its folder.")
+    with rasterio.Env(**_READING), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         warnings.simplefilter("ignore", NodataShadowWarning)  # of alpha beside no-data: both are respected here
         try:

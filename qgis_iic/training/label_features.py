@@ -50,18 +50,18 @@ def _read(path: Path, types: tuple[str, ...]) -> geopandas.GeoDataFrame:
     """The features of these geometry types, or the parts of them that are."""
     if not is_taken_as_it_is(path):
         raise LabelsInvalid(
-            f"The labels in {path} can't be read: the library takes part of that name for an archive or an "
+            f"{path} can't be read: the library takes part of that name for an archive or an "
             "address. Take these out of it, and out of its folders: ! ; ?"
         )
     try:
         layers = [name for name, geometry in pyogrio.list_layers(path) if geometry is not None]
         frame = geopandas.read_file(path, layer=layers[0] if layers else None)
     except Exception as error:  # pyogrio, pyproj and missing files each raise their own
-        raise LabelsInvalid(f"The labels in {path} can't be read: {error}.") from error
+        raise LabelsInvalid(f"{path} can't be read as polygons or points: {error}.") from error
     if len(layers) > 1:
         raise LabelsInvalid(f"{path} holds several layers ({', '.join(layers)}). Export the one that is meant.")
     if not isinstance(frame, geopandas.GeoDataFrame):
-        raise LabelsInvalid(f"The labels in {path} have no geometry.")
+        raise LabelsInvalid(f"{path} holds no geometry.")
     frame.geometry = frame.geometry.force_2d()  # a height that is not a number would take the place with it
     frame = frame.explode(ignore_index=True)  # collections, too, have parts
     found = frame[frame.geometry.notna() & frame.geom_type.isin(types) & ~frame.geometry.is_empty]

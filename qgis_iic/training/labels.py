@@ -56,14 +56,15 @@ def labelled_window(raster: Raster, labels: Path, area: Path | None) -> Window:
         LabelsInvalid: the labels can't be read, or lie outside the raster.
     """
     bounds, crs = _extent(labels, area, raster.crs)
+    named = f"The labels in {labels}" if area is None else f"The areas in {area}"
     if crs is not None and not are_one(raster.crs, crs):
         try:
             bounds = _within(raster, bounds, crs)
         except pyproj.exceptions.ProjError as error:
-            raise LabelsInvalid(f"The labels in {labels} can't be brought onto {raster.path}: {error}.") from error
+            raise LabelsInvalid(f"{named} can't be brought onto {raster.path}: {error}.") from error
     inside = _covered(raster, bounds)
     if inside is None:
-        raise LabelsInvalid(f"The labels in {labels} lie outside {raster.path}. Check their coordinate system.")
+        raise LabelsInvalid(f"{named} lie outside {raster.path}. Check their coordinate system.")
     return inside
 
 
@@ -180,10 +181,10 @@ def read_labels(
 ) -> Labels:
     """Labels on a grid, uint8 [H, W]: 1 building, 0 background, 255 unlabelled.
 
-    A label raster is resampled by majority. Of polygons and points, the latter discs of `POINT_RADIUS`, a pixel is
-    building where its centre lies in one that is a building, or it holds the point itself. With an area all else in it
-    is background, and what lies outside is unlabelled; without, only what lies in a feature that is no building is
-    background.
+    A label raster is resampled by majority; its pixels without data are unlabelled, unless the no-data value is one of
+    the codes. Of polygons and points, the latter discs of `POINT_RADIUS`, a pixel is building where its centre lies in
+    one that is a building, or it holds the point itself. With an area all else in it is background, and what lies
+    outside is unlabelled; without, only what lies in a feature that is no building is background.
 
     Args:
         labels: polygons and points in any format that OGR reads, or a raster coded as above. The column `building`
@@ -295,6 +296,8 @@ def _resample(path: Path, transform: Affine, shape: tuple[int, int], crs: pyproj
                 return found
             area = RasterioWindow(window.col, window.row, window.width, window.height)
             plane = dataset.read(1, window=area)
+            if dataset.nodata not in (BACKGROUND, BUILDING):  # QGIS declares 0 where it burns in 1
+                plane = np.where(dataset.read_masks(1, window=area) > 0, plane, UNLABELLED)
             source_transform = dataset.transform @ Affine.translation(window.col, window.row)
     except RasterioError as error:
         raise LabelsInvalid(f"The labels in {path} can't be read: {error}.") from error

@@ -25,6 +25,7 @@ from qgis_iic.engine.vectorization import building_mask
 from qgis_iic.protocol.errors import ModelNotMatched, PrecisionInexact, SourceUnsuitable
 from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import NODATA, ModelMetadata
+from qgis_iic.protocol.names import names_a_file, raster_name
 from qgis_iic.training.evaluation import confusion
 from qgis_iic.training.fp16 import rounded_as_fp16, to_fp16
 from qgis_iic.training.int8 import Floats, to_int8
@@ -59,7 +60,7 @@ class Ground:
 
 
 def quantise(
-    model: Path, kind: Kind, grounds: Iterable[Place | Path], bands: tuple[int, ...] | None = None
+    model: Path, kind: Kind, grounds: Iterable[Place | str], bands: tuple[int, ...] | None = None
 ) -> ModelMetadata:
     """Writes the sibling of `model` in that precision, once it has been shown to find the same buildings.
 
@@ -108,26 +109,24 @@ def quantise(
 
 
 @contextmanager
-def open_ground(
-    ground: Place | Path, metadata: ModelMetadata, bands: tuple[int, ...] | None = None
-) -> Iterator[Ground]:
+def open_ground(ground: Place | str, metadata: ModelMetadata, bands: tuple[int, ...] | None = None) -> Iterator[Ground]:
     with ExitStack() as rasters:
         if isinstance(ground, Place):
             match = [rasters.enter_context(labelled_plan(source, metadata)) for source in ground.match]
             score = [rasters.enter_context(labelled_plan(source, metadata)) for source in ground.score]
             yield Ground(ground.name, [made for made, _ in match], score)
             return
-        source = Source(str(ground), bands=bands)
+        source = Source(ground, bands=bands)
         whole = plan(rasters.enter_context(open_raster(ground)), source, metadata, TILE_SIZE)
         found = list(islice(_tiles_with_data([whole]), CALIBRATION_TILES + COMPARISON_TILES))
         if len(found) < 2:
             raise SourceUnsuitable(f"{ground} has data in one tile alone: there is none left to compare on.")
         single = [replace(whole, window=tile.core, rows=[(tile,)]) for _, tile in found]
         calibration = min(CALIBRATION_TILES, len(single) // 2)
-        file = ground.resolve()
-        yield Ground(
-            f"{file.parent.name}/{file.name}", single[:calibration], [(made, None) for made in single[calibration:]]
-        )
+        name = raster_name(ground)
+        if names_a_file(ground):
+            name = f"{Path(ground).resolve().parent.name}/{name}"
+        yield Ground(name, single[:calibration], [(made, None) for made in single[calibration:]])
 
 
 def _tiles_with_data(plans: Sequence[Plan]) -> Iterator[tuple[Plan, Tile]]:

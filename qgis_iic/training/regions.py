@@ -81,9 +81,9 @@ def in_blocks(source: RegionSource) -> list[RegionSource]:
 
 
 def _check_files(source: RegionSource) -> None:
-    for path in filter(None, (source.labels, source.area)):
-        if not path.exists():
-            raise LabelsInvalid(f"There are no labels at {path}.")
+    for path, kind in ((source.labels, "labels"), (source.area, "areas")):
+        if path is not None and not path.exists():
+            raise LabelsInvalid(f"There are no {kind} at {path}.")
     if source.area is not None and is_raster(source.labels):
         raise LabelsInvalid(
             f"{source.labels} is a raster, which says of each pixel what it is: leave out the area {source.area}."

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from qgis_iic.engine.outputs import write_errors, write_whole
+from qgis_iic.protocol.errors import IicError
 from qgis_iic.training.document import Block, Heading, Paragraph, Picture, Table, png, to_html, to_markdown
 from qgis_iic.training.evaluation import mean_over, supervised_gap
 from qgis_iic.training.pictures import LEGEND, Example
@@ -52,12 +54,17 @@ def write_report(path: Path, title: str, figures: dict[str, Any], examples: Mapp
         write_whole(path, to_html(title, blocks).encode())
         return
     folder = path.with_name(f"{path.stem}_pictures")
-    for block in blocks:
-        if isinstance(block, Picture):
-            with write_errors(folder):
-                folder.mkdir(exist_ok=True)
-            write_whole(folder / f"{block.name}.png", png(block.pixels))
-    write_whole(path, (to_markdown(blocks, folder.name) + "\n").encode())
+    try:
+        for block in blocks:
+            if isinstance(block, Picture):
+                with write_errors(folder):
+                    folder.mkdir(exist_ok=True)
+                write_whole(folder / f"{block.name}.png", png(block.pixels))
+        write_whole(path, (to_markdown(blocks, folder.name) + "\n").encode())
+    except IicError:
+        with suppress(OSError):  # it holds pictures
+            folder.rmdir()
+        raise
 
 
 def report_blocks(title: str, figures: dict[str, Any], examples: Mapping[str, Sequence[Example]]) -> list[Block]:

@@ -50,6 +50,13 @@ def test_a_gpu_that_is_missing_is_an_error(folder: Path, tmp_path: Path) -> None
     assert not (tmp_path / "tuned.onnx").exists()
 
 
+@pytest.mark.parametrize("minutes", ["nan", "inf"])
+def test_minutes_are_a_number(folder: Path, tmp_path: Path, minutes: str) -> None:
+    status, told = invoke(folder, "finetune", tmp_path / "tuned.onnx", "--minutes", minutes)
+    assert status == 2
+    assert "no number of minutes" in told
+
+
 def test_the_output_is_never_replaced_unasked(folder: Path) -> None:
     before = (folder / "model.onnx").read_bytes()
     status, told = invoke(folder, "finetune", folder / "model.onnx")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import geopandas
@@ -55,6 +56,25 @@ def test_footprints_and_an_area(scene: Path, tmp_path: Path) -> None:
     assert metadata.matching["labels"] == [
         {"imagery": "town.tif", "labels": "footprints.geojson", "area": "area.geojson"}
     ]
+
+
+def test_imagery_may_be_whatever_gdal_opens(scene: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "scenes.zip", "w") as archive:
+        archive.write(scene, "town.tif")
+    footprints = polygons(tmp_path / "footprints.geojson", ROOFS[:1])
+    area = polygons(tmp_path / "area.geojson", [(0, 0, 40, 40)])
+    address = f"/vsizip/{tmp_path}/scenes.zip/town.tif"  # with two slashes
+    status, output = invoke(scene, "--imagery", address, "--labels", footprints, "--area", area)
+    assert status == 0, output
+
+
+def test_it_is_the_area_that_is_named_where_that_is_wrong(scene: Path, tmp_path: Path) -> None:
+    footprints = polygons(tmp_path / "footprints.geojson", ROOFS[:1])
+    _, output = invoke(scene, "--labels", footprints, "--area", tmp_path / "none.geojson")
+    assert f"no areas at {tmp_path / 'none.geojson'}" in output
+    far = polygons(tmp_path / "far.geojson", [(9000, 0, 40, 40)])
+    _, output = invoke(scene, "--labels", footprints, "--area", far)
+    assert f"The areas in {far} lie outside" in output
 
 
 def test_options_that_would_count_for_nothing_are_refused(scene: Path, tmp_path: Path) -> None:

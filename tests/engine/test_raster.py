@@ -451,6 +451,31 @@ def test_a_corrupt_block_is_named(tmp_path: Path, compress: str, thread: str) ->
                 read(*everything)
 
 
+def test_a_part_of_a_mosaic_that_is_missing_is_named(tmp_path: Path) -> None:
+    size = 1200  # GDAL reads the parts of so large a window side by side, and then says nothing of those that fail
+    write_raster(tmp_path / "left.tif", ramp(1, size, size))
+    sources = "".join(
+        f'<SimpleSource><SourceFilename relativeToVRT="1">{name}.tif</SourceFilename><SourceBand>1</SourceBand>'
+        f'<SourceProperties RasterXSize="{size}" RasterYSize="{size}" DataType="Byte"/>'
+        f'<SrcRect xOff="0" yOff="0" xSize="{size}" ySize="{size}"/>'
+        f'<DstRect xOff="{col}" yOff="0" xSize="{size}" ySize="{size}"/></SimpleSource>'
+        for name, col in (("left", 0), ("gone", size))
+    )
+    transform = ", ".join(map(str, NORTH_UP.to_gdal()))
+    (tmp_path / "mosaic.vrt").write_text(
+        f'<VRTDataset rasterXSize="{2 * size}" rasterYSize="{size}"><SRS>EPSG:32645</SRS>'
+        f"<GeoTransform>{transform}</GeoTransform>"
+        f'<VRTRasterBand dataType="Byte" band="1">{sources}</VRTRasterBand></VRTDataset>'
+    )
+    with open_raster(tmp_path / "mosaic.vrt") as raster, pytest.raises(SourceCorrupt, match=r"gone\.tif"):
+        raster.read((1,), Window(0, 0, 2 * size, size))
+
+
+def test_a_name_that_is_not_in_utf_8_is_named() -> None:
+    with pytest.raises(SourceNotRaster, match="not in UTF-8"), open_raster("bad\udcff.tif"):
+        pass
+
+
 def test_a_crs_of_the_caller_wins(tmp_path: Path) -> None:
     write_raster(tmp_path / "r.tif", ramp(1, 4, 4), crs="EPSG:3857")
     with open_raster(tmp_path / "r.tif", crs="EPSG:32645") as raster:

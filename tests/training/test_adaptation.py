@@ -95,6 +95,14 @@ def test_squares_full_of_data_come_first(exported: Path, tmp_path: Path) -> None
     assert shares[-1] > 0.6  # of .5 to .78
 
 
+def test_black_rims_that_are_not_declared_are_no_ground(exported: Path, tmp_path: Path) -> None:
+    values = np.zeros((3, 400, 800), np.uint8)
+    values[:, :, :300] = 90
+    write_raster(tmp_path / "rim.tif", values)
+    _, metadata = read_model(exported)
+    assert all(chip.all() for chip, _ in chips_of(metadata, [source(tmp_path / "rim.tif")]))
+
+
 def test_imagery_is_brought_half_way_to_what_the_model_knows(exported: Path) -> None:
     _, metadata = read_model(exported)
     generator = np.random.default_rng(0)

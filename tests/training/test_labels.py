@@ -232,6 +232,18 @@ def test_a_label_raster_on_the_same_grid_is_taken_as_it_is(tmp_path: Path) -> No
     np.testing.assert_array_equal(read_labels(path, None, NORTH_UP, (12, 14), UTM), plane[0])
 
 
+@pytest.mark.parametrize(("nodata", "dtype"), [(7, "uint8"), (np.nan, "float32")])
+def test_what_a_label_raster_says_is_no_data_is_unlabelled(tmp_path: Path, nodata: float, dtype: str) -> None:
+    plane = np.array([[[1, 0, nodata], [nodata, 0, 1]]]).astype(dtype)
+    path = write_raster(tmp_path / "l.tif", plane, nodata=nodata)
+    assert read_labels(path, None, NORTH_UP, (2, 3), UTM).tolist() == [[1, 0, 255], [255, 0, 1]]
+
+
+def test_a_no_data_value_of_0_is_background_all_the_same(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "l.tif", np.array([[[1, 0]]], np.uint8), nodata=0)  # as QGIS rasterises footprints
+    assert read_labels(path, None, NORTH_UP, (1, 2), UTM).tolist() == [[1, 0]]
+
+
 def test_a_finer_label_raster_is_resampled_by_majority(tmp_path: Path) -> None:
     # One working pixel is 3 x 3 label pixels: five buildings, four, and none labelled.
     plane = np.zeros((1, 3, 9), np.uint8)
