@@ -27,7 +27,7 @@ def _main(arguments: list[str]) -> int:
     from qgis_iic.engine.cancellation import Cancellation
     from qgis_iic.engine.service import main
     from qgis_iic.protocol.events import Emit, Result
-    from qgis_iic.protocol.job import AdaptJob, AnyJob, Job, TrainJob
+    from qgis_iic.protocol.job import AdaptJob, AnyJob, Job, QuantiseJob, TrainJob
 
     def work(job: AnyJob, emit: Emit, cancellation: Cancellation) -> Result:
         """Imports what this kind of job needs and nothing more."""
@@ -43,6 +43,10 @@ def _main(arguments: list[str]) -> int:
             from qgis_iic.training import adapt_job
 
             return adapt_job.run(job, emit, cancellation)
+        if isinstance(job, QuantiseJob):
+            from qgis_iic.training import quantise_job
+
+            return quantise_job.run(job, emit, cancellation)
         from qgis_iic.training import labelled_job
 
         return labelled_job.run(job, emit, cancellation)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qgis_iic.cli.run import PATH, SOURCE, bands_option, check_outputs, named_errors
+from qgis_iic.protocol.job import Source
 
 if TYPE_CHECKING:
     from qgis_iic.training.model_file import Kind
@@ -62,9 +63,9 @@ def command(
     if bands and not imagery:
         raise click.UsageError("--bands goes with --imagery.")
     check_outputs((card,), (*imagery, places, model))
-    grounds: list[Place | str] = [] if places is None else list(load_protocol(places, data).places)
-    grounds += imagery
-    made = quantise(model, precision, grounds, bands)
+    grounds: list[Place | Source] = [] if places is None else list(load_protocol(places, data).places)
+    grounds += [Source(path, bands=bands) for path in imagery]
+    made = quantise(model, precision, grounds)
     for place in made.precision["places"]:
         line = f"{place['name']}: building masks agree on {place['agreement']:.3%} of {place['pixels']} pixels"
         if "iou" in place:

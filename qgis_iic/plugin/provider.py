@@ -11,6 +11,7 @@ from qgis_iic.plugin.algorithms.evaluate_buildings import EvaluateBuildings
 from qgis_iic.plugin.algorithms.extract_buildings import ExtractBuildings
 from qgis_iic.plugin.algorithms.finetune_segmenter import FineTuneSegmenter
 from qgis_iic.plugin.algorithms.match_clusters import MatchClusters
+from qgis_iic.plugin.algorithms.quantise_segmenter import QuantiseSegmenter
 from qgis_iic.plugin.algorithms.segment_raster import SegmentRaster
 from qgis_iic.plugin.algorithms.train_segmenter import TrainSegmenter
 from qgis_iic.plugin.translation import tr
@@ -44,5 +45,6 @@ class Provider(QgsProcessingProvider):
             MatchClusters,
             FineTuneSegmenter,
             EvaluateBuildings,
+            QuantiseSegmenter,
         ):
             self.addAlgorithm(algorithm())

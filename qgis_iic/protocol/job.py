@@ -22,6 +22,7 @@ Objective = Literal["iou", "accuracy"]
 Head = Literal["probe", "clusters"]
 Provider = Literal["auto", "cpu", "cuda", "tensorrt", "directml", "coreml", "openvino"]
 Precision = Literal["fp32", "fp16", "int8", "auto"]
+SmallPrecision = Literal["int8", "fp16"]
 
 Window = tuple[int, int, int, int]
 
@@ -242,14 +243,44 @@ class AdaptJob(_JobFile):
             _check_source(source)
 
 
+@dataclass(frozen=True)
+class QuantiseJob(_JobFile):
+    """Making a model's copy in a smaller precision.
+
+    Attributes:
+        sources: the rasters to calibrate and to compare on, at least one.
+        model: path of the ONNX file in fp32.
+        output: its sibling of that precision, see `engine.session.sibling`.
+        precision: of the copy.
+        task: which kind of job this is.
+        id: names the scratch folder of the run.
+    """
+
+    sources: tuple[Source, ...]
+    model: str
+    output: str
+    precision: SmallPrecision
+    task: Literal["quantise"] = "quantise"
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        """Raises JobInvalid where a rule is broken."""
+        _check_texts(self, "model", "output", "id")
+        _check_choice("precision", self.precision, SmallPrecision)
+        _require(len(self.sources) > 0, "`sources` must name at least one raster")
+        for source in self.sources:
+            _check_source(source)
+
+
 LabelledJob = Union[MatchJob, FineTuneJob, EvaluateJob]
-AnyJob = Union[Job, TrainJob, AdaptJob, LabelledJob]
+AnyJob = Union[Job, TrainJob, AdaptJob, QuantiseJob, LabelledJob]
 
 _KINDS: dict[object, type[AnyJob]] = {
     "match": MatchJob,
     "finetune": FineTuneJob,
     "train": TrainJob,
     "adapt": AdaptJob,
+    "quantise": QuantiseJob,
     "evaluate": EvaluateJob,
 }
 """By task; all others are a `Job`."""

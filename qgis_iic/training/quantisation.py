@@ -32,7 +32,7 @@ from qgis_iic.training.int8 import Floats, to_int8
 from qgis_iic.training.labels import UNLABELLED, Labels
 from qgis_iic.training.model_file import Kind, check_target, read_model, weights_checksum, write_model
 from qgis_iic.training.places import Place
-from qgis_iic.training.regions import labelled_plan
+from qgis_iic.training.regions import Advance, ignore, labelled_plan
 
 LEAST_AGREEMENT = 0.995
 """Share of the pixels of each ground on which the building masks of both precisions must agree."""
@@ -59,9 +59,7 @@ class Ground:
     comparison: Sequence[tuple[Plan, Labels | None]]
 
 
-def quantise(
-    model: Path, kind: Kind, grounds: Iterable[Place | str], bands: tuple[int, ...] | None = None
-) -> ModelMetadata:
+def quantise(model: Path, kind: Kind, grounds: Iterable[Place | Source], advance: Advance = ignore) -> ModelMetadata:
     """Writes the sibling of `model` in that precision, once it has been shown to find the same buildings.
 
     Args:
@@ -69,7 +67,7 @@ def quantise(
         kind: of precision.
         grounds: places, calibrated on what they match on and compared on what they score on, or rasters, of which some
             tiles are calibrated on and others compared.
-        bands: of the rasters, in the model's order; None takes the model's default.
+        advance: is told of the parts of the ground that are compared.
 
     Raises:
         PrecisionInexact: the building masks agree on too few pixels, or the building IoU falls by too much.
@@ -86,7 +84,7 @@ def quantise(
             f"{model} does not say yet what a building is, so that nothing can be compared: iic match."
         )
     with ExitStack() as rasters:
-        opened = [rasters.enter_context(open_ground(ground, metadata, bands)) for ground in grounds]
+        opened = [rasters.enter_context(open_ground(ground, metadata)) for ground in grounds]
         if kind == "fp16":
             made, compared = to_fp16(proto), rounded_as_fp16(proto)
         else:
@@ -99,7 +97,7 @@ def quantise(
         with tempfile.TemporaryDirectory() as folder:
             write_model(compared, metadata, Path(folder) / model.name)
             sessions = Session(model, "cpu"), Session(Path(folder) / model.name, "cpu")
-            places = [_compare(ground, *sessions) for ground in opened]
+            places = [_compare(ground, *sessions, advance) for ground in opened]
     if failures := failures_of(places):
         raise PrecisionInexact(f"{kind} finds other buildings than fp32 and was not written: {'; '.join(failures)}.")
     record = {"kind": kind, "of_weights_sha256": metadata.weights_sha256, "places": places}
@@ -109,23 +107,22 @@ def quantise(
 
 
 @contextmanager
-def open_ground(ground: Place | str, metadata: ModelMetadata, bands: tuple[int, ...] | None = None) -> Iterator[Ground]:
+def open_ground(ground: Place | Source, metadata: ModelMetadata) -> Iterator[Ground]:
     with ExitStack() as rasters:
         if isinstance(ground, Place):
             match = [rasters.enter_context(labelled_plan(source, metadata)) for source in ground.match]
             score = [rasters.enter_context(labelled_plan(source, metadata)) for source in ground.score]
             yield Ground(ground.name, [made for made, _ in match], score)
             return
-        source = Source(ground, bands=bands)
-        whole = plan(rasters.enter_context(open_raster(ground)), source, metadata, TILE_SIZE)
+        whole = plan(rasters.enter_context(open_raster(ground.path, ground.crs)), ground, metadata, TILE_SIZE)
         found = list(islice(_tiles_with_data([whole]), CALIBRATION_TILES + COMPARISON_TILES))
         if len(found) < 2:
-            raise SourceUnsuitable(f"{ground} has data in one tile alone: there is none left to compare on.")
+            raise SourceUnsuitable(f"{ground.path} has data in one tile alone: there is none left to compare on.")
         single = [replace(whole, window=tile.core, rows=[(tile,)]) for _, tile in found]
         calibration = min(CALIBRATION_TILES, len(single) // 2)
-        name = raster_name(ground)
-        if names_a_file(ground):
-            name = f"{Path(ground).resolve().parent.name}/{name}"
+        name = raster_name(ground.path)
+        if names_a_file(ground.path):
+            name = f"{Path(ground.path).resolve().parent.name}/{name}"
         yield Ground(name, single[:calibration], [(made, None) for made in single[calibration:]])
 
 
@@ -147,7 +144,7 @@ def _calibration_tiles(grounds: Iterable[Ground], metadata: ModelMetadata) -> It
             yield np.where(valid, values, mean)
 
 
-def _compare(ground: Ground, original: Session, other: Session) -> dict[str, Any]:
+def _compare(ground: Ground, original: Session, other: Session, advance: Advance) -> dict[str, Any]:
     """What the metadata say of one ground: pixels with data, share on which both agree, and both building IoUs."""
     deciding = None if original.decision == "probability" else original.building_clusters or ()
     agreeing, pixels = 0, 0
@@ -162,6 +159,7 @@ def _compare(ground: Ground, original: Session, other: Session) -> dict[str, Any
         if known is not None:
             masks.append((before, after))
             labels.append(np.where(valid, known, UNLABELLED))
+        advance(1)
     record: dict[str, Any] = {"name": ground.name, "pixels": pixels, "agreement": agreeing / max(pixels, 1)}
     if labels:
         record["iou"] = [confusion(found, labels).measures()["building_iou"] for found in zip(*masks, strict=True)]

@@ -50,6 +50,7 @@ def test_without_a_desktop_only_the_provider_is_there(qgis_processing: None) -> 
         "iic:extractbuildings",
         "iic:finetunesegmenter",
         "iic:matchclusters",
+        "iic:quantisesegmenter",
         "iic:segmentraster",
         "iic:trainsegmenter",
     ]

@@ -177,7 +177,7 @@ def test_the_copy_says_what_it_is_of(model: Path, scene: Path, kind: quantisatio
         (RegionSource(scene, scene.with_name("labels.tif"), window=Window(0, 0, 150, 300)),),
         (RegionSource(scene, scene.with_name("labels.tif"), window=Window(200, 0, 200, 300)),),
     )
-    quantise(model, kind, [place, scene])
+    quantise(model, kind, [place, Source(str(scene))])
     assert model.read_bytes() == before
     _, original = read_model(model)
     session = Session(model_file(model, kind), "cpu")
@@ -217,7 +217,7 @@ def test_nothing_is_written_that_finds_other_buildings(
 
     monkeypatch.setattr(quantisation, "to_int8", broken)
     with pytest.raises(PrecisionInexact, match=r"in .*/scene.tif the building masks agree on .*%") as raised:
-        quantise(model, "int8", [scene])
+        quantise(model, "int8", [Source(str(scene))])
     assert raised.value.exit_status == 52
     assert not sibling(model, "int8").exists()
 
@@ -234,7 +234,7 @@ def test_the_bounds_hold_in_each_place() -> None:
 
 def test_calibration_and_comparison_are_apart(model: Path, scene: Path) -> None:
     _, facts = read_model(model)
-    with quantisation.open_ground(scene, facts) as ground:
+    with quantisation.open_ground(Source(str(scene)), facts) as ground:
         parts = [made.window for made in ground.calibration] + [made.window for made, _ in ground.comparison]
         assert ground.calibration
         assert ground.comparison
@@ -244,14 +244,14 @@ def test_calibration_and_comparison_are_apart(model: Path, scene: Path) -> None:
 
 def test_what_can_not_be_compared_is_refused(exported: Path, model: Path, village_folder: Path) -> None:
     with pytest.raises(ModelNotMatched, match="iic match"):
-        quantise(exported, "int8", [village_folder / "scene.tif"])
+        quantise(exported, "int8", [Source(str(village_folder / "scene.tif"))])
     with pytest.raises(SourceUnsuitable, match="one tile"):
-        quantise(model, "fp16", [village_folder / "scene.tif"])
+        quantise(model, "fp16", [Source(str(village_folder / "scene.tif"))])
 
 
 @pytest.mark.usefixtures("lenient")
 def test_a_copy_goes_stale_with_its_original(model: Path, scene: Path) -> None:
-    quantise(model, "fp16", [scene])
+    quantise(model, "fp16", [Source(str(scene))])
     copy = sibling(model, "fp16")
     assert list(read_siblings(model)) == [copy]
     proto, facts = read_model(model)
@@ -270,7 +270,7 @@ def test_a_copy_goes_stale_with_its_original(model: Path, scene: Path) -> None:
 
 @pytest.mark.usefixtures("lenient")
 def test_a_copy_is_not_trained_on(model: Path, scene: Path) -> None:
-    quantise(model, "fp16", [scene])
+    quantise(model, "fp16", [Source(str(scene))])
     with pytest.raises(ModelInvalid, match="fp16 copy of a model"):
         match_by_hand(sibling(model, "fp16"), (1,), model)
 
