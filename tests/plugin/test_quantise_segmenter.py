@@ -27,6 +27,8 @@ def test_every_parameter_reaches_the_job(provider: Any, context: Any, raster: An
     algorithm = QuantiseSegmenter()
     algorithm.initAlgorithm()
     assert algorithm.checkParameterValues(parameters, context) == (True, "")
+    without = {name: value for name, value in parameters.items() if name != "MODEL"}
+    assert algorithm.checkParameterValues(without, context)[0] is False  # the plugin's own have their copies
     assert algorithm.prepareAlgorithm(parameters, context, QgsProcessingFeedback())
     job = replace(algorithm.job(parameters, context, algorithm._readings), id="0")
     assert job == QuantiseJob(

@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qgis.core import QgsProcessingContext, QgsProcessingFeedback, QgsProcessingOutputFile, QgsProcessingOutputNumber
+from qgis.core import (
+    QgsProcessingContext,
+    QgsProcessingFeedback,
+    QgsProcessingOutputFile,
+    QgsProcessingOutputNumber,
+    QgsProcessingParameterFile,
+)
 
 from qgis_iic.plugin.algorithms.engine_algorithm import (
+    MODEL,
     OUTPUT,
     PRECISION,
     EngineAlgorithm,
@@ -60,7 +67,13 @@ class QuantiseSegmenter(EngineAlgorithm):
                 tr("Imagery to calibrate and to compare on. Files, or layers of map services together with an extent."),
             )
         )
-        self.addModelParameters()
+        self.addParameter(
+            documented(
+                QgsProcessingParameterFile(MODEL, tr("Model"), fileFilter=tr("ONNX models (*.onnx)")),
+                tr("ONNX model of your own, matched. A copy that it has already is replaced."),
+            )
+        )
+        self.addReadingParameters()
         self.addParameter(
             documented(
                 choice(PRECISION, tr("Precision"), SmallPrecision, "int8"),
