@@ -280,6 +280,8 @@ def test_buildings_alone_say_what_is_missing(algorithm: Any, context: Any, sampl
     }
     assert algorithm.run(parameters, context, feedback)[1] is False
     assert "Error: labels-invalid" in feedback.textLog()
+    assert "examples holds buildings only" in feedback.textLog()  # the layer, not the file that was made of it
+    assert "examples.gpkg" not in feedback.textLog()
     assert not (tmp_path / "matched.onnx").exists()
 
 

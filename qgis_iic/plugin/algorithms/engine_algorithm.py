@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,8 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     def __init__(self) -> None:
         super().__init__()
         self._readings: list[Reading] = []
+        self._temporary: dict[str, str] = {}
+        """Names of the layers that temporary files were made of, by the paths of these."""
 
     def createInstance(self) -> EngineAlgorithm:
         return type(self)()
@@ -131,6 +134,8 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             ]
         except IicError as error:
             raise as_exception(error, feedback) from error
+        sources = {reading.source.path: reading.name for reading in self._readings}
+        self._temporary = {path: name for path, name in sources.items() if is_temporary(path)}
         return True
 
     def processAlgorithm(
@@ -143,12 +148,12 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
                 if reading.export is not None:
                     feedback.setProgressText(tr("Fetching {name}").format(name=reading.name))
                     raster_export.write(reading.export, context.transformContext(), feedback)
-            result = engine_process.run(job, interpreter, FeedbackListener(feedback))
+            result = engine_process.run(job, interpreter, FeedbackListener(feedback, self._named))
         except Cancelled as error:
             feedback.pushInfo(error.message)
             return {}
         except IicError as error:
-            raise as_exception(error, feedback) from error
+            raise as_exception(error, feedback, self._named) from error
         finally:
             self._remove_exports()
         if feedback.isCanceled():
@@ -270,6 +275,12 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             "memory": self.parameterAsInt(parameters, MEMORY, context) or None,
         }
 
+    def _named(self, text: str) -> str:
+        """What the engine says, with the names of layers for the files that were made of them."""
+        for path, name in self._temporary.items():
+            text = text.replace(path, name)
+        return text
+
     def _remove_exports(self) -> None:
         """What was fetched may be as large as the disk, and in a batch there are many of it."""
         for reading in self._readings:
@@ -370,7 +381,12 @@ def _raster(layer: QgsMapLayer | None) -> QgsRasterLayer:
     raise SourceNotRaster(tr("{name} is not a raster. Choose a raster layer or a raster file.").format(name=name))
 
 
-def as_exception(error: IicError, feedback: QgsProcessingFeedback) -> QgsProcessingException:
-    """What ends an algorithm; the name of the error goes to the log, where the documentation can be looked up by it."""
+def as_exception(
+    error: IicError, feedback: QgsProcessingFeedback, named: Callable[[str], str] = str
+) -> QgsProcessingException:
+    """What ends an algorithm; the name of the error goes to the log, where the documentation can be looked up by it.
+
+    `named` brings the engine's message into the user's own words.
+    """
     feedback.pushDebugInfo(tr("Error: {code}").format(code=error.code))
-    return QgsProcessingException(error.message)
+    return QgsProcessingException(named(error.message))

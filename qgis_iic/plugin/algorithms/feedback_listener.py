@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import PurePath
 
 from qgis.core import QgsProcessingFeedback
@@ -15,10 +16,16 @@ _TEXT_EVERY = 10.0
 
 
 class FeedbackListener:
-    """Listener of `engine_process.run`."""
+    """Listener of `engine_process.run`.
 
-    def __init__(self, feedback: QgsProcessingFeedback) -> None:
+    Args:
+        feedback: is told.
+        named: brings what the engine says into the user's own words.
+    """
+
+    def __init__(self, feedback: QgsProcessingFeedback, named: Callable[[str], str] = str) -> None:
         self._feedback = feedback
+        self._named = named
         self._source = ""
         self._last_text = 0.0
 
@@ -36,7 +43,7 @@ class FeedbackListener:
         elif isinstance(event, Progress):
             self._show(event)
         elif isinstance(event, Warned):
-            self._feedback.pushWarning(event.message)
+            self._feedback.pushWarning(self._named(event.message))
 
     def _show(self, progress: Progress) -> None:
         self._feedback.setProgress(100 * progress.done / max(progress.total, 1))

@@ -121,6 +121,7 @@ class LabelledAlgorithm(EngineAlgorithm):
         if features is None:
             return None
         path = temporary_file(features.sourceName(), ".gpkg")
+        self._temporary[path] = features.sourceName()
         _write(features, self._ground, path, context.transformContext())
         return path
 
