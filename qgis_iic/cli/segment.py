@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from qgis_iic.cli.run import PATH, absolute, job_options, named_errors, run_job
+from qgis_iic.cli.run import PATH, SOURCE, absolute, job_options, named_errors, run_job
 from qgis_iic.protocol.job import Job, Precision, Provider, Source, Window
 
 
 @click.command(short_help="Class raster of a raster, as a GeoTIFF.")
 @named_errors
-@click.argument("source", metavar="SCENE")
+@click.argument("source", type=SOURCE, metavar="SCENE")
 @click.option("--output", type=PATH, required=True, help="GeoTIFF to write.")
 @job_options
 def command(

@@ -43,7 +43,7 @@ class RunProgress:
         def advance(tiles: int) -> None:
             self._cancellation.check()
             self._done += tiles
-            remaining = (self._clock.elapsed - self._start) / self._done * (self._total - self._done)
+            remaining = (self._clock.elapsed - self._start) / max(self._done, 1) * (self._total - self._done)
             self._emit(Progress(source, self._done, self._total, remaining))
 
         return advance

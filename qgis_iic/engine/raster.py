@@ -37,13 +37,14 @@ _MEANINGLESS = 1e30
 """Values of float rasters from here on measure nothing: many programs fill gaps with the lowest float32, undeclared."""
 
 
-_READING = {
+READING = {
     # A JPEG block that libjpeg only warns about is decoded to grey; better to say that it is damaged.
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,
     "GDAL_NUM_THREADS": "ALL_CPUS",
     # With several, missing and damaged parts of a virtual raster are read as zeros, without an error.
     "VRT_NUM_THREADS": "1",
 }
+"""GDAL's settings wherever rasters are read."""
 
 
 class Raster:
@@ -211,7 +212,7 @@ def open_raster(path: str | Path, crs: str | None = None) -> Iterator[Raster]:
     path = str(path)
     if any("\ud800" <= character <= "\udfff" for character in path):  # what Python makes of such bytes
         raise SourceNotRaster(f"The name {path!a} is not in UTF-8. Rename the file or its folder.")
-    with rasterio.Env(**_READING), warnings.catch_warnings():
+    with rasterio.Env(**READING), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         warnings.simplefilter("ignore", NodataShadowWarning)  # of alpha beside no-data: both are respected here
         try:

@@ -112,25 +112,22 @@ def _area(
 ) -> QgsGeometry:
     """The part of `layer` in `extent`, in the layer's CRS; an extent without CRS counts as being in it already.
 
-    The layer goes to the extent's CRS and what is left of it comes back, for the extent may reach where the layer's
-    CRS is not defined, as one of the whole world does. So may the layer, as a map service does, where the extent's CRS
-    is not; then it is the extent that goes to the layer's.
+    Either may reach to where the other's CRS is not defined: a map service goes round the world, and so may an extent.
+    Where the extent has a place inside the layer, it is brought to the layer's CRS; else the layer is to the extent's,
+    and what is left of it comes back.
     """
     transform = QgsCoordinateTransform(layer.crs(), extent.crs(), transforms)
     whole, asked = QgsGeometry.fromRect(layer.extent()), QgsGeometry.fromRect(extent)
 
-    def met_there() -> QgsGeometry:
+    with suppress(QgsCsException):
+        area = _transformed(asked, transform, Qgis.TransformDirection.Reverse)
+        if whole.contains(area):
+            return area
+    with suppress(QgsCsException):
         there = _transformed(whole, transform, Qgis.TransformDirection.Forward)
-        return _transformed(there.intersection(asked), transform, Qgis.TransformDirection.Reverse)
-
-    def met_here() -> QgsGeometry:
-        return _transformed(asked, transform, Qgis.TransformDirection.Reverse).intersection(whole)
-
-    for met in (met_there, met_here):
-        with suppress(QgsCsException):
-            area = met()
-            if not area.boundingBox().isEmpty():
-                return area
+        area = _transformed(there.intersection(asked), transform, Qgis.TransformDirection.Reverse)
+        if not area.boundingBox().isEmpty():
+            return area
     raise WindowOutside(
         tr("The extent has nothing in common with {name}. Choose another extent.").format(name=layer.name())
     )

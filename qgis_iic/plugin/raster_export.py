@@ -122,9 +122,15 @@ def _complete(export: RasterExport) -> None:
             # QGIS's numbers are GDAL's.
             raster.GetRasterBand(band).SetColorInterpretation(export.provider.colorInterpretation(band).value)
     # QGIS writes tiles that never came as empty ones.
-    _, most = raster.GetRasterBand(1).GetMaskBand().ComputeRasterMinMax(False)
+    bands = (raster.GetRasterBand(band) for band in range(1, raster.RasterCount + 1))
+    has_data = any(
+        band.GetMaskBand().ComputeRasterMinMax(False)[1] > 0
+        for band in bands
+        if band.GetColorInterpretation() != gdal.GCI_AlphaBand
+    )
+    del bands
     raster = None  # which writes to the file
-    if most == 0:
+    if not has_data:
         raise SourceUnsuitable(
             tr(
                 "Nothing came of {name}: it has no data in this part, or it can't be reached. QGIS's messages say "

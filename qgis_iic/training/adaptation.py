@@ -45,6 +45,8 @@ LEAST_DEVIATION = 1e-6
 """Of a band that hardly changes; in the units of the imagery."""
 LEAST_VALID = 0.5
 """Share of a chip's pixels with data. The rest counts as ground in the moments, and so full chips come first."""
+FULL = 0.995
+"""Share of a chip's pixels with data from which it counts as full: the shadow of a roof may be black, too."""
 ATTEMPTS = 40
 """Per chip, at finding a full one."""
 
@@ -67,7 +69,7 @@ def adapt_file(
         model: fp32 file that knows the moments of its training.
         sources: rasters of the place.
         output: file to write.
-        advance: is told of the chips that are read.
+        advance: is told of the chips that are found, and of 0 after each that is not one.
         warn: is told what extraction warns of, too.
 
     Raises:
@@ -184,15 +186,17 @@ def draw_chips(plans: Sequence[Plan], advance: Advance = ignore) -> list[Chip]:
     for _ in range(CHIPS * ATTEMPTS):
         made = plans[generator.choice(len(plans), p=sizes / sizes.sum())]
         values, valid = made.reader.read(_random_window(made.window, generator))
-        valid &= values.any(axis=0)  # black rims are often left undeclared
-        if valid.all():
+        black = np.asarray(made.reader.offset, np.float32)[:, None, None]  # what the raw value 0 has become
+        valid &= (values != black).any(axis=0)  # rims of it are often left undeclared
+        if valid.mean() >= FULL:
             full.append((values, valid))
             advance(1)
-        elif valid.mean() >= LEAST_VALID:
-            partial.append((values, valid))
-        if len(full) == CHIPS:
-            return full
-    partial.sort(key=lambda chip: float(chip[1].mean()), reverse=True)
+            if len(full) == CHIPS:
+                return full
+            continue
+        advance(0)
+        if valid.mean() >= LEAST_VALID:
+            partial = sorted([*partial, (values, valid)], key=lambda chip: float(-chip[1].mean()))[:CHIPS]
     chips = [*full, *partial][:CHIPS]
     if len(chips) < CHIPS / 2:
         raise SourceUnsuitable(

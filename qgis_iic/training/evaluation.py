@@ -262,7 +262,7 @@ def _undrawn_rows(
     for objective in OBJECTIVES:
         if objective in found:
             yield _row(head + ALL_LABELS, objective, [ground.measures(found[objective])])
-    if setting.adapted is not None:
+    if setting.adapted is not None and setting.match:
         for name, chosen in _best_mappings(setting.adapted, metadata).items():
             masks = prediction(setting.adapted.score, metadata, name, chosen)
             yield _row(head + ADAPTED + ALL_LABELS, name, [ground.measures(masks)])

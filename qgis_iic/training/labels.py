@@ -28,7 +28,7 @@ from rasterio.windows import Window as RasterioWindow
 from shapely import Polygon
 
 from qgis_iic.engine.crs import are_one, is_on_earth
-from qgis_iic.engine.raster import Raster
+from qgis_iic.engine.raster import READING, Raster
 from qgis_iic.engine.tiling import Window
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.training.label_features import ATTRIBUTE, read_areas, read_features
@@ -281,7 +281,7 @@ def _burn(polygons: geopandas.GeoDataFrame, transform: Affine, shape: tuple[int,
 def _resample(path: Path, transform: Affine, shape: tuple[int, int], crs: pyproj.CRS | None) -> Labels:
     found: Labels = np.full(shape, UNLABELLED, np.uint8)
     try:
-        with rasterio.open(path) as dataset:
+        with rasterio.Env(**READING), rasterio.open(path) as dataset:
             own = _crs_of(dataset)
             # Where both are taken to be one any will do, as nothing is transformed then.
             here = there = "EPSG:3857"
@@ -296,15 +296,18 @@ def _resample(path: Path, transform: Affine, shape: tuple[int, int], crs: pyproj
                 return found
             area = RasterioWindow(window.col, window.row, window.width, window.height)
             plane = dataset.read(1, window=area)
+            known = np.ones(plane.shape, np.bool_)
             if dataset.nodata not in (BACKGROUND, BUILDING):  # QGIS declares 0 where it burns in 1
-                plane = np.where(dataset.read_masks(1, window=area) > 0, plane, UNLABELLED)
+                known = dataset.read_masks(1, window=area) > 0
             source_transform = dataset.transform @ Affine.translation(window.col, window.row)
     except RasterioError as error:
         raise LabelsInvalid(f"The labels in {path} can't be read: {error}.") from error
-    if not ((plane == BACKGROUND) | (plane == BUILDING) | (plane == UNLABELLED)).all():
+    if not ((plane == BACKGROUND) | (plane == BUILDING) | (plane == UNLABELLED) | ~known).all():
         raise LabelsInvalid(f"{path} holds other values than 1 (building), 0 (background) and 255 (unlabelled).")
+    coded = np.full(plane.shape, UNLABELLED, np.uint8)
+    coded[known] = plane[known]
     reproject(
-        plane.astype(np.uint8),
+        coded,
         found,
         src_transform=source_transform,
         src_crs=here,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from qgis_iic.engine.cancellation import Cancellation
 from qgis_iic.engine.clock import Clock
+from qgis_iic.engine.outputs import scratch_folder
 from qgis_iic.engine.progress import RunProgress
 from qgis_iic.engine.session import sibling
 from qgis_iic.protocol.errors import JobInvalid
@@ -33,9 +35,10 @@ def run(job: QuantiseJob, emit: Emit, cancellation: Cancellation) -> Result:
     if Path(job.output) != sibling(model, job.precision):
         raise JobInvalid(f"The {job.precision} copy of {model} has to be {sibling(model, job.precision)}.")
     tiles = COMPARISON_TILES * len(job.sources)
-    emit(Started("cpu", job.model, tiles))
-    progress = RunProgress(tiles, clock, emit, cancellation)
-    with clock.stage("quantise"):
+    with scratch_folder(job) as scratch, clock.stage("quantise"):
+        tempfile.tempdir = str(scratch)  # of this whole process, so that nothing stays of one that is killed
+        emit(Started("cpu", job.model, tiles))
+        progress = RunProgress(tiles, clock, emit, cancellation)
         made = quantise(model, job.precision, job.sources, progress.of(job.output))
     agreement = min(place["agreement"] for place in made.precision["places"])
     return Result(job.output, (), {**clock.seconds, "total": clock.elapsed}, {"agreement": agreement})

@@ -196,6 +196,7 @@ def test_segment_of_a_window(folder: Path) -> None:
     with rasterio.open("c.tif") as raster:
         assert raster.shape == (50, 60)
         assert (raster.read(1) == 3).sum() == 40 * 30
+        assert raster.tags()["IIC_SOURCE"] == str(folder / "scene.tif")
 
 
 @pytest.mark.parametrize("arguments", [("--window", "1,2,3"), ("--bands", "red"), ("--provider", "abacus")])

@@ -202,6 +202,30 @@ def test_an_extent_on_a_service_may_be_in_the_crs_of_any_country(
     assert part.width() < 1.5 * wanted.width()  # the axes of the two lie askew
 
 
+@pytest.mark.parametrize("size", [30_000, 100_000])
+def test_a_large_extent_on_a_service_is_taken_whole(tiles: QgsRasterLayer, size: int) -> None:
+    grid = QgsCoordinateReferenceSystem("EPSG:27700")
+    extent = QgsReferencedRectangle(QgsRectangle(175_000, 25_000, 175_000 + size, 25_000 + size), grid)
+    part = read_layer(tiles, extent, lambda: 50.0, TRANSFORMS).export.extent
+    to_mercator = QgsCoordinateTransform(grid, tiles.crs(), TRANSFORMS)
+    for x, y in corners((175_000, 175_000 + size), (25_000, 25_000 + size)):
+        assert part.buffered(1).contains(to_mercator.transform(x, y))
+
+
+def test_a_band_without_data_is_no_raster_without(tmp_path: Path, model: Path) -> None:
+    path = str(tmp_path / "town.tif")
+    dataset = gdal.GetDriverByName("GTiff").Create(path, 40, 30, 3)
+    dataset.SetGeoTransform(NORTH_UP)
+    dataset.SetProjection(UTM45.toWkt())
+    for band, value in enumerate((0, 20, 30), 1):
+        dataset.GetRasterBand(band).Fill(value)
+        dataset.GetRasterBand(band).SetNoDataValue(0)
+    dataset = None
+    reading = read(QgsRasterLayer(f"{path}|option:NUM_THREADS=1", "town"), None, str(model))
+    raster_export.write(reading.export, TRANSFORMS, QgsFeedback())
+    assert gdal.Open(reading.source.path).GetRasterBand(2).ReadAsArray().all()
+
+
 def test_a_service_that_can_t_be_reached_is_no_ground_without_buildings(model: Path) -> None:
     dead = QgsRasterLayer("type=xyz&url=http://127.0.0.1:9/%7Bz%7D/%7Bx%7D/%7By%7D.png&zmin=0&zmax=19", "far", "wms")
     reading = read(dead, around(85.5, 27.6, 100), str(model))

@@ -28,7 +28,9 @@ def test_every_parameter_reaches_the_job(provider: Any, context: Any, raster: An
     algorithm.initAlgorithm()
     assert algorithm.checkParameterValues(parameters, context) == (True, "")
     without = {name: value for name, value in parameters.items() if name != "MODEL"}
-    assert algorithm.checkParameterValues(without, context)[0] is False  # the plugin's own have their copies
+    assert algorithm.checkParameterValues(without, context)[0] is False
+    shipped = parameters | {"MODEL": resource_paths.default_model()}
+    assert "a folder of yours" in algorithm.checkParameterValues(shipped, context)[1]
     assert algorithm.prepareAlgorithm(parameters, context, QgsProcessingFeedback())
     job = replace(algorithm.job(parameters, context, algorithm._readings), id="0")
     assert job == QuantiseJob(

@@ -95,12 +95,25 @@ def test_squares_full_of_data_come_first(exported: Path, tmp_path: Path) -> None
     assert shares[-1] > 0.6  # of .5 to .78
 
 
-def test_black_rims_that_are_not_declared_are_no_ground(exported: Path, tmp_path: Path) -> None:
-    values = np.zeros((3, 400, 800), np.uint8)
-    values[:, :, :300] = 90
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_black_rims_that_are_not_declared_are_no_ground(exported: Path, tmp_path: Path, dtype: str) -> None:
+    values = np.zeros((3, 400, 800), dtype)
+    ground = np.random.default_rng(0).integers(60, 120, (3, 400, 300))
+    values[:, :, :300] = ground
     write_raster(tmp_path / "rim.tif", values)
     _, metadata = read_model(exported)
-    assert all(chip.all() for chip, _ in chips_of(metadata, [source(tmp_path / "rim.tif")]))
+    for chip, valid in chips_of(metadata, [source(tmp_path / "rim.tif")]):
+        assert valid.all()
+        assert (chip.std(axis=(1, 2)) > 1).all()
+
+
+def test_black_shadows_are_no_rims(exported: Path, tmp_path: Path) -> None:
+    values = np.full((3, 600, 600), 90, np.uint8)
+    values[:, ::40, :300:40] = 0  # a town's, and none beside it
+    write_raster(tmp_path / "town.tif", values)
+    _, metadata = read_model(exported)
+    chips = chips_of(metadata, [source(tmp_path / "town.tif")])
+    assert sum(not valid.all() for _, valid in chips) > 5
 
 
 def test_imagery_is_brought_half_way_to_what_the_model_knows(exported: Path) -> None:

@@ -232,7 +232,7 @@ def test_a_label_raster_on_the_same_grid_is_taken_as_it_is(tmp_path: Path) -> No
     np.testing.assert_array_equal(read_labels(path, None, NORTH_UP, (12, 14), UTM), plane[0])
 
 
-@pytest.mark.parametrize(("nodata", "dtype"), [(7, "uint8"), (np.nan, "float32")])
+@pytest.mark.parametrize(("nodata", "dtype"), [(7, "uint8"), (np.nan, "float32"), (-1, "int8"), (-9999, "int16")])
 def test_what_a_label_raster_says_is_no_data_is_unlabelled(tmp_path: Path, nodata: float, dtype: str) -> None:
     plane = np.array([[[1, 0, nodata], [nodata, 0, 1]]]).astype(dtype)
     path = write_raster(tmp_path / "l.tif", plane, nodata=nodata)

@@ -13,7 +13,7 @@ from qgis_iic.protocol.errors import JobInvalid, SourceNotFound
 from qgis_iic.training.benchmark import run_benchmark
 from qgis_iic.training.evaluation import supervised_gap
 from qgis_iic.training.export import export
-from qgis_iic.training.matching import match
+from qgis_iic.training.matching import match, match_by_hand
 from qgis_iic.training.model_card import model_card, read_copies
 from qgis_iic.training.model_file import read_model
 from qgis_iic.training.places import load_protocol
@@ -212,6 +212,22 @@ def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) ->
     assert f"| all background |  | {figure:.3f} |" in card
     widths = {line.count(" | ") for line in card.splitlines() if line.startswith("| all background")}
     assert len(widths) == 1
+
+
+def test_a_place_may_have_nothing_to_match_on_beside_one_that_has(places: Path, exported: Path, tmp_path: Path) -> None:
+    text = PLACES.replace(
+        'match = [{ imagery = "scene.tif", labels = "labels.tif", window = [64, 0, 64, 160] }]', "match = []"
+    )
+    assert text != PLACES
+    places.write_text(text, encoding="utf-8")
+    match_by_hand(exported, (1,), tmp_path / "m.onnx")
+    found = run_benchmark(tmp_path / "m.onnx", load_protocol(places), baselines=False).figures["settings"]
+    adapted = [any("adapted" in row["method"] for row in setting["rows"]) for setting in found]
+    assert dict(zip([setting["name"] for setting in found], adapted, strict=True)) == {
+        "Left": True,
+        "Right": False,
+        "Left to Right": True,
+    }
 
 
 def test_ground_that_was_matched_on_is_no_other_place(places: Path, exported: Path) -> None:

@@ -13,6 +13,7 @@ from qgis.core import (
     QgsProcessingParameterFile,
 )
 
+from qgis_iic.plugin import resource_paths
 from qgis_iic.plugin.algorithms.engine_algorithm import (
     MODEL,
     OUTPUT,
@@ -82,6 +83,15 @@ class QuantiseSegmenter(EngineAlgorithm):
         )
         self.addOutput(QgsProcessingOutputFile(OUTPUT, tr("Faster copy")))
         self.addOutput(QgsProcessingOutputNumber(AGREEMENT, tr("Share of the pixels on which both agree, at least")))
+
+    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
+        own = Path(resource_paths.default_model()).parent
+        if Path(self.modelPath(parameters, context)).parent == own:
+            return False, tr(
+                "The models of the plugin have their copies for processors, and what lies beside them goes with its "
+                "next update. Copy the model to a folder of yours first."
+            )
+        return super().checkParameterValues(parameters, context)
 
     def outputPath(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Path:
         model = Path(self.modelPath(parameters, context))
