@@ -43,7 +43,8 @@ $root apt-get update
 target=
 if ! dpkg --compare-versions "$(offered)" ge "$wanted"; then
     codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
-    mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' | sort -u | sed -n "s/ $codename\$//p" | head -n 1)
+    # Other makers' repositories, too, are called after Debian's release.
+    mirror=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI) $(RELEASE)' | sort -u | sed -n "s/^Debian \(.*\) $codename\$/\1/p" | head -n 1)
     if [ "$codename" != bookworm ] || [ -z "$mirror" ]; then
         say "apt offers QGIS $(offered) and $wanted or newer is needed: add a package source that has it (qgis.org lists them) and run make again"
         exit 1
@@ -55,5 +56,5 @@ if ! dpkg --compare-versions "$(offered)" ge "$wanted"; then
     $root apt-get update
 fi
 # shellcheck disable=SC2086  # both are lists of words
-DEBIAN_FRONTEND=noninteractive $root apt-get install --yes --no-install-recommends $target $packages
+$root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $target $packages
 complete || { say "apt finished, yet QGIS $wanted is not installed"; exit 1; }

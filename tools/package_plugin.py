@@ -21,7 +21,7 @@ LIMIT = 25_000_000
 MODULES = ("__init__.py", "engine_main.py")
 PARTS = ("protocol", "engine", "training", "plugin")
 RESOURCES = ("*.svg", "*.qml", "*.qm", "*.html")
-MODELS = ("*.onnx", "*.md", "iic_*.toml")
+MODELS = ("iic_*.onnx", "iic_*.md", "iic_*.toml")
 LEFT_OUT = ("*.fp16.onnx",)
 """For the limit's sake: a GPU is nearly as fast with a model's fp32 file, see docs/benchmarks_gpu.md."""
 

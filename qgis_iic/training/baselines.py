@@ -219,7 +219,9 @@ class LinearClassifier:
             vectors.append(values[:, rows // stride, cols // stride].T)
             targets.append(plane[rows, cols] == BUILDING)
             groups.append(probe.tile_numbers(number, rows, cols))
-        self._head, _ = probe.fit_head(np.concatenate(vectors), np.concatenate(targets), np.concatenate(groups))
+        kinds = np.concatenate(targets)
+        weights = probe.pixel_weights(labels, kinds)
+        self._head, _ = probe.fit_head(probe.Sample(np.concatenate(vectors), kinds, np.concatenate(groups), weights))
 
     def predict(self, features: Floats) -> NDArray[np.bool_]:
         """Building or not, bool [H / stride, W / stride], of features as they were fitted to."""

@@ -39,7 +39,10 @@ class CollapseMonitor:
             TrainingCollapsed: `patience` steps in a row were poor, or the information is no number.
         """
         if not math.isfinite(information):
-            raise TrainingCollapsed(f"Training broke down in step {step}: the loss is not a number. Lower the rate.")
+            raise TrainingCollapsed(
+                f"Training broke down in step {step}: the loss is not a number. Lower the rate, or look for odd values "
+                "in the imagery."
+            )
         poor = information < LEAST_INFORMATION * math.log(self.clusters)
         self.poor_steps = self.poor_steps + 1 if poor else 0
         if self.poor_steps >= self.patience:

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from qgis_iic.protocol.errors import OutputExists
+from qgis_iic.protocol.errors import OutputExists, TrainingCollapsed
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.building_head import with_building_head, without_building_head
 from qgis_iic.training.devices import CPU, computes_in_bfloat16, gpu_memory, keep_freed_memory
@@ -168,8 +168,8 @@ def build_tuned_model(
         write_model(plain, metadata, path)
         metadata = find_mapping(path, metadata, sources, "iou", advance)
     head = network.building_head()
-    vectors, targets, _ = sample_features(plain, metadata, sources, seed=0, advance=advance)
-    record = {"kind": "fine-tuned", **measures(head, vectors, targets)}
+    sample = sample_features(plain, metadata, sources, seed=0, advance=advance)
+    record = {"kind": "fine-tuned", **measures(head, sample)}
     metadata = replace(metadata, matching={**metadata.matching, "head": record})
     made, metadata = with_building_head(plain, metadata, head)
     check_parity(made, network, (metadata.mean, metadata.std))
@@ -233,6 +233,10 @@ def fine_tune(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         step += 1
+        if not math.isfinite(loss.item()):
+            raise TrainingCollapsed(
+                f"Training broke down in step {step}: the loss is not a number. Look for odd values in the imagery."
+            )
         follow(teacher, network, min(TEACHER_DECAY, 1 - 1 / step))  # a plain mean of the first steps
         iou = found if math.isnan(iou) else SMOOTHING * iou + (1 - SMOOTHING) * found
         left = max(0.0, 60 * minutes - (time.monotonic() - begun))

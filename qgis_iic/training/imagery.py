@@ -171,13 +171,24 @@ def _write_scene(
         for window in _windows(*shape, READ_SIZE):
             rows, cols = window.slices_in(Window(0, 0, part.width, part.height))
             asked = Window(part.col + window.col, part.row + window.row, window.width, window.height)
-            values[:, rows, cols], valid[rows, cols] = reader.read(asked)
+            values[:, rows, cols], valid[rows, cols] = in_half_precision(*reader.read(asked))
             seen = values[:, rows, cols][:, valid[rows, cols]].astype(np.float64)
             total += seen.sum(axis=1)
             squares += (seen**2).sum(axis=1)
             pixels += seen.shape[1]
     write_usable_ground(valid, halo, usable, READ_SIZE)
     return _Sums(shape, share, total, squares, pixels)
+
+
+def in_half_precision(
+    values: NDArray[np.float32], valid: NDArray[np.bool_]
+) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    """Values [bands, H, W] as float16, and without those that do not fit: a hot pixel, or no data that is not declared.
+
+    One of them would make all moments infinite.
+    """
+    fits = valid & (np.abs(values) <= np.finfo(np.float16).max).all(axis=0)
+    return np.where(fits, values, 0).astype(np.float16), fits
 
 
 def _appended(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:

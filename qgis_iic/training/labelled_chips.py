@@ -20,7 +20,7 @@ from qgis_iic.engine.tiling import Window
 from qgis_iic.engine.working_grid import GridReader
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.protocol.model_metadata import ModelMetadata
-from qgis_iic.training.imagery import Chips, Scene
+from qgis_iic.training.imagery import Chips, Scene, in_half_precision
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
 from qgis_iic.training.pairs import usable_ground
 from qgis_iic.training.regions import RegionSource, in_blocks, labelled_plan
@@ -108,11 +108,10 @@ def make_block(
 ) -> Block:
     """A block of raw `values` [bands, H, W]; ground smaller than a chip is filled up with pixels without data."""
     fill = [(0, max(0, CHIP_SIZE - side)) for side in valid.shape]
+    stored, valid = in_half_precision(values, valid)
     known = np.where(valid, labels, UNLABELLED).astype(np.uint8)
     whole = np.pad(valid, fill)
-    scene = Scene(
-        np.pad(np.where(valid, values, 0).astype(np.float16), [(0, 0), *fill]), whole, usable_ground(whole, halo), 1.0
-    )
+    scene = Scene(np.pad(stored, [(0, 0), *fill]), whole, usable_ground(whole, halo), 1.0)
     return Block(scene, np.pad(known, fill, constant_values=UNLABELLED), core)
 
 

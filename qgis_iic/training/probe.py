@@ -1,8 +1,9 @@
 """The linear probe: a building head that is fitted on a few labels while the network stays as it is.
 
 Logistic regression on the trunk's features of labelled pixels. Pixels are drawn as they come, so that the share of
-buildings among them is that of the labels unless one kind is very rare, and the bias is then moved to where the
-intersection over union is largest: balanced drawing would do no more than move the bias to another place.
+buildings among them is that of the labels unless one kind is very rare; then more of it are drawn, and each counts for
+less. The bias is moved to where the intersection over union is largest: balanced drawing would do no more than move it
+to another place.
 
 Pixels of the same roof or yard say nearly the same, so that a few labels are far fewer examples than they have pixels,
 and weights that are free to follow them all learn these roofs by heart. How far the weights are held back, and the
@@ -15,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -45,6 +46,23 @@ CAUTIOUS = 10.0
 Vectors = NDArray[np.float32]
 Targets = NDArray[np.bool_]
 Groups = NDArray[np.int64]
+Weights = NDArray[np.float64]
+
+
+class Sample(NamedTuple):
+    """Some of the labelled pixels.
+
+    Attributes:
+        vectors: features, float32 [n, F].
+        targets: whether each is building, bool [n].
+        groups: the tile that each lies in, int64 [n], see `tile_numbers`.
+        weights: how many labelled pixels each stands for, relative to one of the kind with the most, float64 [n].
+    """
+
+    vectors: Vectors
+    targets: Targets
+    groups: Groups
+    weights: Weights
 
 
 def match_with_probe(
@@ -64,9 +82,9 @@ def match_with_probe(
     proto, metadata = without_building_head(*read_model(model))
     open_inner(proto, FEATURES)  # a graph without these is refused before all that takes time
     metadata = find_mapping(model, metadata, sources, objective, advance)
-    vectors, targets, groups = sample_features(proto, metadata, sources, seed=0, advance=advance)
-    head, left_out = fit_head(vectors, targets, groups)
-    record = {"kind": "probe", **measures(head, vectors, targets), "iou_left_out": left_out}
+    sample = sample_features(proto, metadata, sources, seed=0, advance=advance)
+    head, left_out = fit_head(sample)
+    record = {"kind": "probe", **measures(head, sample), "iou_left_out": left_out}
     metadata = replace(metadata, matching={**metadata.matching, "head": record})
     made, metadata = with_building_head(proto, metadata, head)
     write_model(made, metadata, output)
@@ -79,10 +97,8 @@ def sample_features(
     sources: Sequence[RegionSource],
     seed: int,
     advance: Advance = ignore,
-) -> tuple[Vectors, Targets, Groups]:
-    """Features of labelled pixels, float32 [n, F], whether each is building, bool [n], and its tile, int64 [n].
-
-    The pixels are those of `draw_pixels` that have data; tiles are numbered by `tile_numbers`.
+) -> Sample:
+    """Of the labelled pixels those of `draw_pixels` that have data.
 
     The network runs tile by tile, as it does in the engine, and only where there are labels.
 
@@ -115,7 +131,8 @@ def sample_features(
                 vectors.append(features[0][:, (core_rows.start + rows) // step, (core_cols.start + cols) // step].T)
                 targets.append(labels[tile.core.slices_in(made.window)][rows, cols] == BUILDING)
                 groups.append(tile_numbers(number, tile.core.row + rows, tile.core.col + cols))
-    return np.concatenate(vectors), np.concatenate(targets), np.concatenate(groups)
+    found = np.concatenate(targets)
+    return Sample(np.concatenate(vectors), found, np.concatenate(groups), pixel_weights(planes, found))
 
 
 def draw_pixels(
@@ -125,9 +142,7 @@ def draw_pixels(
 
     All pixels have the same chance, but for a kind of which fewer than `LEAST_OF_A_KIND` would be drawn.
     """
-    counts = {kind: sum(int((plane == kind).sum()) for plane in planes) for kind in (BUILDING, BACKGROUND)}
-    share = min(1.0, SAMPLE / max(1, sum(counts.values())))
-    chance = {kind: min(1.0, max(share, LEAST_OF_A_KIND / max(1, count))) for kind, count in counts.items()}
+    chance = _chances(planes)
     drawn = []
     for plane in planes:
         # Not every pixel at random by itself: what is drawn of a plane follows its labels to the pixel.
@@ -141,30 +156,41 @@ def draw_pixels(
     return drawn
 
 
+def _chances(planes: Sequence[Labels]) -> dict[int, float]:
+    """Of a pixel of either kind to be drawn."""
+    counts = {kind: sum(int((plane == kind).sum()) for plane in planes) for kind in (BUILDING, BACKGROUND)}
+    share = min(1.0, SAMPLE / max(1, sum(counts.values())))
+    return {kind: min(1.0, max(share, LEAST_OF_A_KIND / max(1, count))) for kind, count in counts.items()}
+
+
+def pixel_weights(planes: Sequence[Labels], targets: Targets) -> Weights:
+    """How many labelled pixels each of those that `draw_pixels` draws stands for, see `Sample`."""
+    chance = _chances(planes)
+    least = min(chance.values())
+    return np.where(targets, least / chance[BUILDING], least / chance[BACKGROUND])
+
+
 def tile_numbers(source: int, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> Groups:
     """The tiles of `GROUP_SIZE` in which pixels of a source lie, int64 [n]: the same number for the same tile only."""
     numbers: Groups = (source << 48) + (rows // GROUP_SIZE << 24) + cols // GROUP_SIZE
     return numbers
 
 
-def fit_head(vectors: Vectors, targets: Targets, groups: Groups) -> tuple[BuildingHead, float | None]:
-    """The head that tells `targets` by `vectors`, and its intersection over union on tiles that were left out.
+def fit_head(sample: Sample) -> tuple[BuildingHead, float | None]:
+    """The head that tells buildings in a sample, and its intersection over union on tiles that were left out.
 
     The latter is None where there are too few tiles to leave some out. It has the best bias, as the head does.
 
     Of the `STRENGTHS`, the one is taken whose scores for tiles left out have the least cross-entropy, and the bias is
-    the one with the largest intersection over union by the same scores.
-
-    Args:
-        vectors: features of pixels, float32 [n, F].
-        targets: whether each is building, bool [n].
-        groups: the tile that each lies in, int64 [n], see `tile_numbers`.
+    the one with the largest intersection over union of all labels by the same scores. For the fit itself all pixels
+    count alike: a weight for each kind would move its bias, and little else.
 
     Raises:
         LabelsInvalid: all pixels are building, or none is.
     """
     from sklearn.metrics import log_loss
 
+    vectors, targets, groups, weights = sample
     if targets.all() or not targets.any():
         raise LabelsInvalid("Where the imagery has data, the labels hold no building, or nothing but buildings.")
     mean, std = vectors.mean(axis=0, dtype=np.float64), np.maximum(vectors.std(axis=0, dtype=np.float64), 1e-6)
@@ -177,9 +203,9 @@ def fit_head(vectors: Vectors, targets: Targets, groups: Groups) -> tuple[Buildi
     model = _fitted(scaled, targets, strength)
     scores = tried[strength] if folds else model.decision_function(scaled)
     weight = model.coef_[0] / std
-    threshold = best_threshold(scores, targets)
+    threshold = best_threshold(scores, targets, weights)
     bias = model.intercept_[0] - weight @ mean - threshold
-    left_out = _iou(scores > threshold, targets) if folds else None
+    left_out = _iou(scores > threshold, targets, weights) if folds else None
     return BuildingHead(weight.astype(np.float32), float(bias)), left_out
 
 
@@ -215,11 +241,11 @@ def _scores_left_out(
     return scores
 
 
-def best_threshold(scores: NDArray[np.float64], targets: Targets) -> float:
+def best_threshold(scores: NDArray[np.float64], targets: Targets, weights: Weights) -> float:
     """The score above which the intersection over union of the building class is largest."""
     order = np.argsort(-scores, kind="stable")
-    ranked, inside = scores[order], np.cumsum(targets[order])
-    iou = inside / (targets.sum() + np.arange(1, len(order) + 1) - inside)
+    ranked, inside = scores[order], np.cumsum((targets * weights)[order])
+    iou = inside / (inside[-1] + np.cumsum(weights[order]) - inside)
     # A cut between equal scores is none.
     iou[:-1][ranked[:-1] == ranked[1:]] = -1
     best = int(np.argmax(iou))
@@ -227,15 +253,15 @@ def best_threshold(scores: NDArray[np.float64], targets: Targets) -> float:
     return float((ranked[best] + below) / 2)
 
 
-def measures(head: BuildingHead, vectors: Vectors, targets: Targets) -> dict[str, Any]:
+def measures(head: BuildingHead, sample: Sample) -> dict[str, Any]:
     """How well a head does on labelled pixels, for the model's metadata."""
-    found = vectors @ head.weight + head.bias > 0
+    found = sample.vectors @ head.weight + head.bias > 0
     return {
-        "pixels": len(targets),
-        "iou": _iou(found, targets),
-        "accuracy": float((found == targets).mean()),
+        "pixels": len(found),
+        "iou": _iou(found, sample.targets, sample.weights),
+        "accuracy": float(np.average(found == sample.targets, weights=sample.weights)),
     }
 
 
-def _iou(found: Targets, targets: Targets) -> float:
-    return float((found & targets).sum() / (found | targets).sum())
+def _iou(found: Targets, targets: Targets, weights: Weights) -> float:
+    return float(weights[found & targets].sum() / weights[found | targets].sum())

@@ -217,7 +217,9 @@ class _Loop:
         """Gives the state that the model is made from its prototypes, where these are asked for."""
         if config.objective.cluster_head != "k_means":
             return
-        checkpoint = load_best(run) if self._held_out is not None else load_checkpoint(run)
+        checkpoint = load_checkpoint(run)
+        if self._held_out is not None and (best := load_best(run)).is_best:  # else it is of an earlier stop
+            checkpoint = best
         trainer = self._restored(checkpoint, config)
         fit_prototypes(trainer.objective, self._sampler, config.network.halo, trainer.config.seeds[0])
         finished = replace(checkpoint, network=trainer.objective.network.state_dict(), has_prototypes=True)

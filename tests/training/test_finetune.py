@@ -15,9 +15,9 @@ from scipy import ndimage
 from shapely.geometry import Point
 
 from qgis_iic.engine.tiling import Window
-from qgis_iic.protocol.errors import LabelsInvalid, OutputExists, OutputNotWritable
+from qgis_iic.protocol.errors import LabelsInvalid, OutputExists, OutputNotWritable, TrainingCollapsed
 from qgis_iic.protocol.model_metadata import ModelMetadata
-from qgis_iic.training import labels
+from qgis_iic.training import finetune, labels
 from qgis_iic.training.devices import choose
 from qgis_iic.training.few_labels import MEASURES, Outcome, around_buildings, compare_learners, score, table
 from qgis_iic.training.finetune import (
@@ -123,7 +123,7 @@ def test_labels_far_apart_are_read_where_they_are(
     monkeypatch.setattr("qgis_iic.training.regions.read_labels", read_labels)
     blocks = read_blocks(source, metadata, random())
     assert sum(bool((block.labels[block.core] == BUILDING).any()) for block in blocks) == 2
-    _, targets, _ = sample_features(read_model(model)[0], metadata, [source], seed=0)
+    targets = sample_features(read_model(model)[0], metadata, [source], seed=0).targets
     assert 0 < targets.sum() < len(targets)
     assert max(sides) <= labels.BLOCK
 
@@ -228,6 +228,15 @@ def test_a_gpu_trains_as_well(model: Path, source: RegionSource, tmp_path: Path)
     tuned = fine_tune_file(model, [source], tmp_path / "tuned.onnx", MINUTES, device=choose("cuda"))
     assert tuned.training["fine_tuning"]["steps"] == STEPS
     assert tuned.matching["head"]["iou"] > 0.5
+
+
+def test_a_loss_that_is_no_number_ends_it_at_once(
+    model: Path, source: RegionSource, metadata: ModelMetadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "_loss", lambda *_: (torch.tensor(math.nan, requires_grad=True), 0.0))
+    blocks, network = read_blocks(source, metadata, random()), read_network(read_model(model)[0], metadata)
+    with pytest.raises(TrainingCollapsed, match=r"in step 1\b.*odd values in the imagery"):
+        fine_tune(network, blocks, metadata, math.inf, steps=3)
 
 
 def test_steps_may_end_it_instead(model: Path, source: RegionSource, metadata: ModelMetadata) -> None:

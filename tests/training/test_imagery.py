@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from affine import Affine
 
+from qgis_iic.engine.tiling import Window
+from qgis_iic.engine.working_grid import GridReader
 from qgis_iic.protocol.errors import DiskFull, SourceUnsuitable
 from qgis_iic.training.config import TrainingConfig, load_config
 from qgis_iic.training.imagery import (
@@ -68,6 +70,22 @@ def test_other_types_are_brought_to_the_moments_of_the_8_bit_imagery(tmp_path: P
     (_, wide), (mean, std) = load_scenes(load_config(path), halo=4, folder=tmp_path)
     assert wide.values.astype(np.float64).mean(axis=(1, 2)) == pytest.approx(mean, rel=1e-3)
     assert wide.values.astype(np.float64).std(axis=(1, 2)) == pytest.approx(std, rel=1e-3)
+
+
+def test_a_pixel_too_far_out_for_half_precision_is_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_raster(tmp_path / "scene.tif", village()[0])
+    plain = GridReader.read
+
+    def with_hot_pixel(reader: GridReader, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        values, valid = plain(reader, window)
+        values[1, 40, 50] = 1e6
+        return values, valid
+
+    monkeypatch.setattr(GridReader, "read", with_hot_pixel)
+    (scene,), (mean, std) = load_scenes(load_config(write_config(tmp_path)), halo=4, folder=tmp_path)
+    assert np.isfinite([*mean, *std]).all()
+    assert np.isfinite(scene.values).all()
+    assert np.argwhere(~scene.valid).tolist() == [[40, 50]]
 
 
 def test_imagery_without_8_bit_pixels_is_brought_to_their_range(tmp_path: Path) -> None:

@@ -12,9 +12,24 @@ from hypothesis import strategies as st
 from qgis_iic.protocol.errors import LabelsInvalid
 from qgis_iic.training.building_head import building_head
 from qgis_iic.training.model_file import FEATURES, read_model, run_inner
-from qgis_iic.training.probe import best_threshold, draw_pixels, fit_head, match_with_probe, measures, sample_features
+from qgis_iic.training.probe import (
+    Sample,
+    best_threshold,
+    draw_pixels,
+    fit_head,
+    match_with_probe,
+    measures,
+    pixel_weights,
+    sample_features,
+    tile_numbers,
+)
 from qgis_iic.training.regions import RegionReader, RegionSource
 from tests.rasters import write_raster
+
+
+def sample(vectors: np.ndarray, targets: np.ndarray, groups: np.ndarray) -> Sample:
+    """Of pixels that all count alike."""
+    return Sample(vectors, targets, groups, np.ones(len(targets)))
 
 
 @pytest.fixture
@@ -53,8 +68,8 @@ def test_a_probe_can_be_fitted_again(model: Path, source: RegionSource, tmp_path
 
 def test_features_do_not_depend_on_the_tiles(model: Path, source: RegionSource) -> None:
     proto, metadata = read_model(model)
-    whole, targets, groups = sample_features(proto, metadata, [source], seed=0)
-    tiled, again, _ = sample_features(proto, replace(metadata, tile_size=64), [source], seed=0)
+    whole, targets, groups, _ = sample_features(proto, metadata, [source], seed=0)
+    tiled, again, *_ = sample_features(proto, replace(metadata, tile_size=64), [source], seed=0)
     assert len(whole) > 1000
     assert len(np.unique(groups)) == 9  # 160 pixels are three tiles of 64 along each side
 
@@ -82,10 +97,11 @@ def test_scales_of_the_features_do_not_matter() -> None:
     targets = vectors @ np.array([1, -2, 0, 0.5]) + 0.3 > 0
     scales = np.array([1e-3, 1, 50, 1e3], np.float32)
     groups = np.arange(2000) // 100
-    plain, scaled = (fit_head(each, targets, groups)[0] for each in (vectors, vectors * scales + 7 * scales))
+    of_plain, of_scaled = (sample(each, targets, groups) for each in (vectors, vectors * scales + 7 * scales))
+    (plain, _), (scaled, _) = map(fit_head, (of_plain, of_scaled))
     np.testing.assert_allclose(scaled.weight * scales, plain.weight, rtol=1e-2, atol=1e-2)
-    assert measures(plain, vectors, targets)["iou"] > 0.97
-    assert measures(scaled, vectors * scales + 7 * scales, targets)["iou"] > 0.97
+    assert measures(plain, of_plain)["iou"] > 0.97
+    assert measures(scaled, of_scaled)["iou"] > 0.97
 
 
 def test_weights_are_held_back_where_tiles_say_other_things_than_their_pixels() -> None:
@@ -95,8 +111,8 @@ def test_weights_are_held_back_where_tiles_say_other_things_than_their_pixels() 
     targets = random.random(len(groups)) < 0.3 + 0.4 * (groups % 2)
     looks = random.standard_normal((24, 40))
     vectors = np.column_stack([targets + random.normal(0, 1.5, len(groups)), looks[groups]]).astype(np.float32)
-    by_tile, left_out = fit_head(vectors, targets, groups)
-    by_pixel, of_the_same_tiles = fit_head(vectors, targets, np.arange(len(groups)))
+    by_tile, left_out = fit_head(sample(vectors, targets, groups))
+    by_pixel, of_the_same_tiles = fit_head(sample(vectors, targets, np.arange(len(groups))))
     assert left_out is not None
     assert of_the_same_tiles is not None
     assert left_out < of_the_same_tiles
@@ -125,19 +141,49 @@ def test_too_few_tiles_to_leave_some_out_still_make_a_head() -> None:
     random = np.random.default_rng(0)
     targets = np.arange(200) % 2 == 0
     vectors = (targets[:, None] + random.normal(0, 0.2, (200, 3))).astype(np.float32)
-    head, left_out = fit_head(vectors, targets, np.zeros(200, np.int64))
-    assert measures(head, vectors, targets)["iou"] > 0.95
+    drawn = sample(vectors, targets, np.zeros(200, np.int64))
+    head, left_out = fit_head(drawn)
+    assert measures(head, drawn)["iou"] > 0.95
     assert left_out is None
 
 
-@given(st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_size=12))
-def test_no_threshold_has_a_larger_iou(pairs: list[tuple[int, bool]]) -> None:
-    scores, targets = np.array([score for score, _ in pairs], np.float64), np.array([kind for _, kind in pairs])
+def test_rare_buildings_that_are_drawn_more_often_count_for_less() -> None:
+    """The bias and the figures are those of all labels, not of what was drawn of them."""
+    random = np.random.default_rng(0)
+    plane = np.zeros((1000, 1200), np.uint8)
+    for row, col in zip(random.integers(0, 990, 36), random.integers(0, 1190, 36), strict=True):
+        plane[row : row + 10, col : col + 10] = 1  # .3 % in all
+    feature = random.standard_normal(plane.shape) + 2.5 * (plane == 1)
+    ((rows, cols),) = draw_pixels([plane], np.random.default_rng(0))
+    targets = plane[rows, cols] == 1
+    drawn = Sample(
+        feature[rows, cols, None].astype(np.float32),
+        targets,
+        tile_numbers(0, rows, cols),
+        pixel_weights([plane], targets),
+    )
+    head, left_out = fit_head(drawn)
+
+    def iou(bias: float) -> float:
+        found, known = head.weight[0] * feature + bias > 0, plane == 1
+        return float((found & known).sum() / (found | known).sum())
+
+    best = max(iou(head.bias + shift) for shift in np.linspace(-6, 6, 121))
+    assert iou(head.bias) > 0.85 * best
+    assert measures(head, drawn)["iou"] == pytest.approx(iou(head.bias), rel=0.25)
+    assert left_out == pytest.approx(iou(head.bias), rel=0.25)
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.booleans(), st.integers(1, 3)), min_size=2, max_size=12))
+def test_no_threshold_has_a_larger_iou(drawn: list[tuple[int, bool, int]]) -> None:
+    scores, targets, weights = (np.array(column) for column in zip(*drawn, strict=True))
 
     def iou(threshold: float) -> float:
         found = scores > threshold
-        return float((found & targets).sum() / max(1, (found | targets).sum()))
+        return float(weights[found & targets].sum() / max(1, weights[found | targets].sum()))
 
     values = sorted(set(scores.tolist()))
     candidates = [values[0] - 1, *((low + high) / 2 for low, high in pairwise(values))]
-    assert iou(best_threshold(scores, targets)) == pytest.approx(max(map(iou, candidates)))
+    assert iou(best_threshold(scores.astype(np.float64), targets, weights.astype(np.float64))) == pytest.approx(
+        max(map(iou, candidates))
+    )

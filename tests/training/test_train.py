@@ -170,6 +170,23 @@ def test_a_run_that_is_stopped_goes_on(village_folder: Path, tmp_path: Path) -> 
     assert [row["step"] for row in read_log(tmp_path / "run" / LOG_NAME)] == [1, 2, 3, 4]
 
 
+def test_prototypes_of_a_run_that_is_stopped_again_are_those_of_its_last_state(
+    village_folder: Path, tmp_path: Path
+) -> None:
+    config = with_held_out(load_config(village_folder / "tiny.toml"), steps=8, evaluation_steps=100)
+    config = replace(config, objective=replace(config.objective, cluster_head="k_means"))
+    done: list[int] = []
+    for last in (2, 4):
+        train(
+            config,
+            tmp_path / "run",
+            resume=last > 2,
+            stop=lambda last=last: done[-1:] == [last],
+            report=lambda step, _: done.append(step),
+        )
+        assert load_best(tmp_path / "run").step == last
+
+
 def test_a_run_goes_on_as_it_was_begun(village_folder: Path, tmp_path: Path) -> None:
     config = with_held_out(load_config(village_folder / "tiny.toml"), steps=1)
     train(config, tmp_path, start(precision="bf16-mixed"))

@@ -321,7 +321,9 @@ def optional_whole_number(name: str, description: str, least: int) -> QgsProcess
 
 
 def documented(parameter: QgsProcessingParameterDefinition, text: str) -> QgsProcessingParameterDefinition:
-    """`parameter` with its help."""
+    """`parameter` with its help; that of QGIS tells `qgis_process` to name a choice by its number, which fails."""
+    if isinstance(parameter, QgsProcessingParameterEnum):
+        text += " " + tr("In qgis_process: {words}.").format(words=", ".join(parameter.options()))
     parameter.setHelp(text)
     return parameter
 
