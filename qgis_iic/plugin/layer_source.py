@@ -121,12 +121,12 @@ def _area(
 
     with suppress(QgsCsException):
         area = _transformed(asked, transform, Qgis.TransformDirection.Reverse)
-        if whole.contains(area):
+        if area.isGeosValid() and whole.contains(area):  # across the 180th meridian it crosses itself
             return area
     with suppress(QgsCsException):
         there = _transformed(whole, transform, Qgis.TransformDirection.Forward)
         area = _transformed(there.intersection(asked), transform, Qgis.TransformDirection.Reverse)
-        if not area.boundingBox().isEmpty():
+        if area.boundingBox().intersects(layer.extent()) and not area.boundingBox().isEmpty():
             return area
     raise WindowOutside(
         tr("The extent has nothing in common with {name}. Choose another extent.").format(name=layer.name())

@@ -99,7 +99,7 @@ def fine_tune_file(
 
     Raises:
         OutputExists, OutputNotWritable: before anything is computed.
-        OutOfMemory: see `fine_tune`.
+        OutOfMemory, TrainingCollapsed: see `fine_tune`.
         LabelsInvalid: see `labels.read_labels` and `labelled_chips.LabelledSampler`.
         ModelInvalid: see `graph_network`.
     """
@@ -206,6 +206,7 @@ def fine_tune(
 
     Raises:
         OutOfMemory: a GPU's is too small.
+        TrainingCollapsed: the loss is not a number.
     """
     keep_freed_memory()
     generator = np.random.default_rng(seed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from qgis_iic.engine.cancellation import Cancellation
@@ -35,10 +37,19 @@ def run(job: QuantiseJob, emit: Emit, cancellation: Cancellation) -> Result:
     if Path(job.output) != sibling(model, job.precision):
         raise JobInvalid(f"The {job.precision} copy of {model} has to be {sibling(model, job.precision)}.")
     tiles = COMPARISON_TILES * len(job.sources)
-    with scratch_folder(job) as scratch, clock.stage("quantise"):
-        tempfile.tempdir = str(scratch)  # of this whole process, so that nothing stays of one that is killed
+    with scratch_folder(job) as scratch, _temporary_files_in(scratch), clock.stage("quantise"):
         emit(Started("cpu", job.model, tiles))
         progress = RunProgress(tiles, clock, emit, cancellation)
         made = quantise(model, job.precision, job.sources, progress.of(job.output))
     agreement = min(place["agreement"] for place in made.precision["places"])
     return Result(job.output, (), {**clock.seconds, "total": clock.elapsed}, {"agreement": agreement})
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Of this whole process, libraries included: whoever kills it removes the folder."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before

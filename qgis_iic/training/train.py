@@ -218,7 +218,8 @@ class _Loop:
         if config.objective.cluster_head != "k_means":
             return
         checkpoint = load_checkpoint(run)
-        if self._held_out is not None and (best := load_best(run)).is_best:  # else it is of an earlier stop
+        # One that is not the best is of an earlier stop; those of earlier versions don't say.
+        if self._held_out is not None and (best := load_best(run)).is_best is not False:
             checkpoint = best
         trainer = self._restored(checkpoint, config)
         fit_prototypes(trainer.objective, self._sampler, config.network.halo, trainer.config.seeds[0])

@@ -212,6 +212,11 @@ def test_a_large_extent_on_a_service_is_taken_whole(tiles: QgsRasterLayer, size:
         assert part.buffered(1).contains(to_mercator.transform(x, y))
 
 
+def test_an_extent_across_the_180th_meridian_is_not_all_the_way_round(tiles: QgsRasterLayer, model: Path) -> None:
+    extent = QgsReferencedRectangle(QgsRectangle(179.999, -16.801, 180.001, -16.8), WGS84)
+    assert 0 < read(tiles, extent, str(model)).export.extent.width() < 500
+
+
 def test_a_band_without_data_is_no_raster_without(tmp_path: Path, model: Path) -> None:
     path = str(tmp_path / "town.tif")
     dataset = gdal.GetDriverByName("GTiff").Create(path, 40, 30, 3)

@@ -85,8 +85,8 @@ class QuantiseSegmenter(EngineAlgorithm):
         self.addOutput(QgsProcessingOutputNumber(AGREEMENT, tr("Share of the pixels on which both agree, at least")))
 
     def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> tuple[bool, str]:
-        own = Path(resource_paths.default_model()).parent
-        if Path(self.modelPath(parameters, context)).parent == own:
+        own = Path(resource_paths.default_model()).resolve().parent
+        if Path(self.modelPath(parameters, context)).resolve().parent == own:
             return False, tr(
                 "The models of the plugin have their copies for processors, and what lies beside them goes with its "
                 "next update. Copy the model to a folder of yours first."
