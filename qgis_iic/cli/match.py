@@ -58,6 +58,7 @@ def command(
     Labels are one of three. A raster. Footprints and --area: all else within it is no building. Or some dozens of
     polygons and points without an area, on buildings and on other ground, told apart by a column `building` (1 or 0,
     true or false, yes or no); a point labels the ground within 1 m. A layer without that column holds buildings only.
+    Their mix counts: draw more and larger polygons of other ground than of roofs, as there is more of it.
 
     With the head `probe` a linear classifier on the network's features is fitted to the labels as well and put into
     the file (this needs scikit-learn): then its probability decides what is a building, and the mapping is kept beside
@@ -68,7 +69,7 @@ def command(
     which ones there are. The probe is scored on labels left out as well. These lie close by, and other ground will do
     worse.
     """
-    from qgis_iic.training.matching import match, match_by_hand
+    from qgis_iic.training.matching import match, match_by_hand, mix_warning
     from qgis_iic.training.places import load_protocol
     from qgis_iic.training.regions import RegionSource
 
@@ -93,6 +94,8 @@ def command(
         matched = match(model, sources, objective or "iou", output)
     for line in _found(matched):
         click.echo(line)
+    if warning := mix_warning(sources, matched):
+        click.echo(f"Warning: {warning}", err=True)
 
 
 def _listed(matched: ModelMetadata) -> str:

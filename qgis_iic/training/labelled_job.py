@@ -16,7 +16,7 @@ from qgis_iic.protocol.errors import ModelNotMatched
 from qgis_iic.protocol.events import Emit, Progress, Result, Started, Warned
 from qgis_iic.protocol.job import EvaluateJob, FineTuneJob, LabelledJob, MatchJob
 from qgis_iic.protocol.names import raster_name
-from qgis_iic.training.matching import match
+from qgis_iic.training.matching import match, mix_warning
 from qgis_iic.training.model_file import check_target, read_model
 from qgis_iic.training.regions import READINGS, Advance, RegionSource, in_blocks, labelled_plan
 
@@ -68,7 +68,7 @@ def run(job: LabelledJob, emit: Emit, cancellation: Cancellation) -> Result:
         staged = scratch / output.name
         with clock.stage(job.task):
             if isinstance(job, MatchJob):
-                figures = _match(job, staged, advance)
+                figures = _match(job, staged, emit, advance)
             elif isinstance(job, FineTuneJob):
                 figures = _fine_tune(job, device, staged, emit, cancellation)
             else:
@@ -91,7 +91,7 @@ def _region(job: LabelledJob) -> RegionSource:
     )
 
 
-def _match(job: MatchJob, output: Path, advance: Advance) -> dict[str, float]:
+def _match(job: MatchJob, output: Path, emit: Emit, advance: Advance) -> dict[str, float]:
     """IoU and accuracy of what decides in the result, on the labels that it was made by."""
     model, sources = Path(job.model), [_region(job)]
     if job.head == "probe":
@@ -100,6 +100,8 @@ def _match(job: MatchJob, output: Path, advance: Advance) -> dict[str, float]:
         matched = match_with_probe(model, sources, job.objective, output, advance)
     else:
         matched = match(model, sources, job.objective, output, advance)
+    if warning := mix_warning(sources, matched):
+        emit(Warned(warning))
     decisive = matched.matching.get("head", matched.matching)
     return {name: decisive[name] for name in ("iou", "accuracy")}
 

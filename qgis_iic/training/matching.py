@@ -22,7 +22,7 @@ from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.assignments import Assignment, Support
 from qgis_iic.training.building_head import without_building_head
 from qgis_iic.training.draws import label_units
-from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
+from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels, is_raster
 from qgis_iic.training.model_file import check_target, read_model, write_model
 from qgis_iic.training.places import Draws
 from qgis_iic.training.regions import Advance, RegionReader, RegionSource, ignore, in_blocks
@@ -30,6 +30,8 @@ from qgis_iic.training.regions import Advance, RegionReader, RegionSource, ignor
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 MANUAL = "manual"
 """What the metadata name as the objective of a mapping that a person chose."""
+MOST_BUILDINGS = 0.4
+"""Share of the ground that labels cover, from which their mix is doubted; only in dense quarters it is more."""
 FEWEST_UNITS = 6
 """Tiles or features, below which no draw of them says anything of another."""
 
@@ -246,3 +248,21 @@ def _record(
             [int(count) for count in counts] for counts in zip(support.building, support.background, strict=True)
         ],
     }
+
+
+def mix_warning(sources: Sequence[RegionSource], matched: ModelMetadata) -> str | None:
+    """What to tell of labels that hold more buildings than most ground does, where it is the user who chose the mix.
+
+    That is so without areas, within which the mix is the ground's own, and without label rasters.
+    """
+    if any(source.area is not None or is_raster(source.labels) for source in sources):
+        return None
+    building, background = (matched.matching[name] for name in ("building_pixels", "background_pixels"))
+    share = building / (building + background)
+    if share <= MOST_BUILDINGS:
+        return None
+    return (
+        f"{share:.0%} of what the labels cover is building. Where the ground holds fewer, the model will take too much "
+        "of it for buildings, and no figure shows that, since all are of the labels' own mix. Draw more and larger "
+        "polygons of other ground, of every kind, or an area."
+    )

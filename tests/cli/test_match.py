@@ -77,6 +77,27 @@ def test_it_is_the_area_that_is_named_where_that_is_wrong(scene: Path, tmp_path:
     assert f"The areas in {far} lie outside" in output
 
 
+@pytest.mark.parametrize(("ground", "warned"), [(4, True), (30, False)])
+def test_examples_with_more_roofs_than_ground_are_doubted(
+    scene: Path, tmp_path: Path, ground: int, warned: bool
+) -> None:
+    x, y = NORTH_UP.c, NORTH_UP.f
+    boxes = [
+        (box(x + 3, y - 9, x + 9, y - 3), 1),
+        (box(x + 10, y - 10 - 0.3 * ground, x + 10 + 0.3 * ground, y - 10), 0),
+    ]
+    path = tmp_path / "mix.geojson"
+    shapes, kinds = zip(*boxes, strict=True)
+    geopandas.GeoDataFrame({"building": kinds}, geometry=list(shapes), crs="EPSG:32645").to_file(path)
+    status, output = invoke(scene, "--labels", path)
+    assert status == 0, output
+    assert ("of what the labels cover is building" in output) == warned
+    area = polygons(tmp_path / "area.geojson", [(8, 8, 24, 24)])
+    status, output = invoke(scene, "--labels", polygons(tmp_path / "f.geojson", ROOFS[:1]), "--area", area)
+    assert status == 0, output
+    assert "of what the labels cover" not in output  # within an area it is the ground's own
+
+
 def test_options_that_would_count_for_nothing_are_refused(scene: Path, tmp_path: Path) -> None:
     assert invoke(scene, "--places", tmp_path / "places.toml")[0] == 2
     assert invoke(scene, "--labels", tmp_path / "labels.tif", "--data", tmp_path)[0] == 2

@@ -46,8 +46,9 @@ class MatchClusters(LabelledAlgorithm):
             "Examples are either footprints together with areas within which every building has one, or some dozens "
             "of polygons and points on buildings and on other ground, told apart by a field named building: 1, true "
             "or yes on buildings, 0, false or no on what is none. A point stands for the ground within 1 m. Spread "
-            "them over every kind of ground that is to be told apart: one dense block teaches nothing about fields."
-            "\n\nThe log says how well the clusters do on examples that were left out."
+            "them over every kind of ground that is to be told apart: one dense block teaches nothing about fields. "
+            "Their mix counts: draw more and larger polygons of other ground than of roofs, as there is more of it."
+            "\n\nThe log says how well clusters and classifier do on examples that were left out."
         )
 
     def initAlgorithm(self, configuration: dict[str, Any] | None = None) -> None:
