@@ -14,7 +14,7 @@ from qgis_iic.protocol.errors import SourceUnsuitable
 from qgis_iic.protocol.job import Source
 from qgis_iic.protocol.model_metadata import ModelMetadata
 from qgis_iic.training.adaptation import adapted, adapted_values, chips_of, is_adaptable
-from qgis_iic.training.baselines import trunk_features
+from qgis_iic.training.baselines import Features, trunk_features
 from qgis_iic.training.evaluation import Setting, decided, evaluate, prediction
 from qgis_iic.training.labels import UNLABELLED
 from qgis_iic.training.model_file import COARSE_LOGITS, open_inner, read_model
@@ -75,13 +75,18 @@ def run_benchmark(
             regions[source] = reader.read(source, advance)
 
     of_adapted = dict[Place, Mapping[RegionSource, Region]]()
+    adapted_trunks = dict[RegionSource, Features]()
     if adapt and is_adaptable(metadata) and any(place.match for place in protocol.places):
         for place in protocol.places:
             tell(f"Network adapted to {place.name}")
+            sources = (*place.match, *place.score)
             try:
-                of_adapted[place] = _adapted(proto, metadata, [regions[each] for each in (*place.match, *place.score)])
+                graph, of_adapted[place] = _adapted(proto, metadata, [regions[each] for each in sources])
             except SourceUnsuitable as error:
                 tell(f"{place.name} has no row of the adapted model: {error.message}")
+            else:
+                if baselines and (features := trunk_features(graph, metadata)) is not None:
+                    adapted_trunks |= dict.fromkeys(sources, features)
 
     @cache  # the settings that match on the same place share its networks
     def supervised(place: Place) -> Supervised | None:
@@ -100,8 +105,8 @@ def run_benchmark(
             tell(f"{name} is left out: it is no other ground than what is matched on")
             continue
         if origin in of_adapted and target in of_adapted:
-            places = of_adapted[origin], of_adapted[target]
-            setting = replace(setting, adapted=_setting(name, origin, target, *places))
+            adapted_setting = _setting(name, origin, target, of_adapted[origin], of_adapted[target])
+            setting = replace(setting, adapted=adapted_setting, adapted_trunks=adapted_trunks)
         # The file's own mapping and head may have seen labels of what is scored: no business of a cross setting.
         known = metadata if kind == "own" else replace(metadata, building_clusters=None, matching={})
         found = evaluate(setting, known, protocol.draws, tell, trunk, baselines, supervised(origin))
@@ -133,8 +138,10 @@ def _setting(
     return Setting(name, [match[source] for source in origin.match], [score[source] for source in target.score])
 
 
-def _adapted(proto: onnx.ModelProto, metadata: ModelMetadata, regions: Sequence[Region]) -> dict[RegionSource, Region]:
-    """The regions of a place with the shares of the model that was adapted to the whole of their rasters.
+def _adapted(
+    proto: onnx.ModelProto, metadata: ModelMetadata, regions: Sequence[Region]
+) -> tuple[onnx.ModelProto, dict[RegionSource, Region]]:
+    """The model adapted to the whole of a place's rasters, and the regions of the place with its shares.
 
     Their values are brought to the place as the model is, for the classifiers that go by these.
     """
@@ -142,11 +149,12 @@ def _adapted(proto: onnx.ModelProto, metadata: ModelMetadata, regions: Sequence[
         Source(str(each.imagery), bands=each.bands, crs=each.crs) for each in (region.source for region in regions)
     )
     chips = chips_of(metadata, list(rasters))
-    logits = open_inner(adapted(proto, metadata, chips), COARSE_LOGITS)
+    graph = adapted(proto, metadata, chips)
+    logits = open_inner(graph, COARSE_LOGITS)
     found = {}
     for region in regions:
         with labelled_plan(region.source, metadata) as (made, _):
             shares = read_shares(logits, metadata, made, region.labels != UNLABELLED)
         values = adapted_values(region.values, region.valid, metadata, chips)
         found[region.source] = replace(region, values=values, shares=shares)
-    return found
+    return graph, found

@@ -7,7 +7,7 @@ several times; each draw gives a mapping, and each mapping is scored on all labe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from qgis_iic.training.draws import draw_each, label_units
 from qgis_iic.training.labels import BACKGROUND, BUILDING, UNLABELLED, Labels
 from qgis_iic.training.matching import OBJECTIVES, best_mappings, check_labels, total_support
 from qgis_iic.training.places import Draws
-from qgis_iic.training.regions import Region
+from qgis_iic.training.regions import Region, RegionSource
 from qgis_iic.training.supervised import Supervised
 
 FILE = "file"
@@ -93,12 +93,14 @@ class Setting:
         match, score: regions; they must not touch each other.
         adapted: the same with the shares of the model, and the pixel values, that were adapted to their places,
             where there is such a model.
+        adapted_trunks: what computes the features of that model for each region, where its graph has any.
     """
 
     name: str
     match: Sequence[Region]
     score: Sequence[Region]
     adapted: Setting | None = None
+    adapted_trunks: Mapping[RegionSource, Features] = field(default_factory=dict)
 
     @property
     def scores_what_it_matches(self) -> bool:
@@ -199,10 +201,13 @@ def evaluate(
             rows.append(_linear_row(features, setting, drawn, ground))
             advance(features.name)
         if baselines and setting.adapted is not None:
-            for features in (PIXELS, MULTISCALE):
-                adapted = replace(features, name=features.name + ADAPTED)
-                rows.append(_linear_row(adapted, setting.adapted, drawn, ground))
-                advance(adapted.name)
+            adapted = [(PIXELS, setting.adapted), (MULTISCALE, setting.adapted)]
+            if trunk is not None:
+                adapted.append((_adapted_trunk(trunk, setting.adapted_trunks), setting))
+            for features, regions in adapted:
+                named = replace(features, name=features.name + ADAPTED)
+                rows.append(_linear_row(named, regions, drawn, ground))
+                advance(named.name)
     if supervised is not None:
         rows += _supervised_rows(supervised, setting, ground)
     if "head" in metadata.matching:
@@ -372,6 +377,11 @@ def _predictions(
 ) -> list[tuple[Prediction, ...]]:
     """Of each mapping for all regions."""
     return list(zip(*(each.buildings(mappings) for each in assignments), strict=True))
+
+
+def _adapted_trunk(trunk: Features, of_regions: Mapping[RegionSource, Features]) -> Features:
+    """What the trunk that was adapted to the place of a region knows of it, from the imagery as it is."""
+    return replace(trunk, compute=lambda region: of_regions[region.source].compute(region))
 
 
 def _linear_row(

@@ -200,6 +200,7 @@ def test_from_a_run_to_a_card(run_folder: Path, places: Path, tmp_path: Path) ->
         "IIC over-clustering head (6), adapted to the place | iou |",
         "IIC over-clustering head (6), adapted to the place, all labels | iou |",
         "logistic regression, pixel values, adapted to the place |  |",
+        "logistic regression, features of the IIC trunk, adapted to the place |  |",
         "iic train models/tiny.toml",
         "iic match models/tiny.onnx --places models/village.toml",
         "iic evaluate models/tiny.onnx --places models/village.toml --supervised 2 --record",
