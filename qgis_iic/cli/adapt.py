@@ -20,8 +20,9 @@ def command(model: Path, imagery: Sequence[str], bands: tuple[int, ...] | None, 
     """Writes MODEL with its layers normalised half by what they answer to this imagery.
 
     For imagery of another place, season or sensor than the labels that MODEL was matched with: its clusters keep more
-    of their meaning there, and it goes on taking the same ones for buildings. With labels of the place itself, match
-    MODEL as it is; adapting it changes little then. docs/adaptation.md has what it gains.
+    of their meaning there, and it goes on taking the same ones for buildings. On ground that MODEL was matched with it
+    would only lose precision. With labels of the place itself, match MODEL as it is; adapting it changes little then.
+    docs/adaptation.md has what it gains.
 
     24 squares of 128 pixels are drawn from all rasters together, which should show the place as a whole: a raster of
     woods alone would have the model take woods for half a town. It takes some seconds, and with iic_rgb up to a

@@ -44,7 +44,8 @@ class AdaptSegmenter(EngineAlgorithm):
             "plugin's larger model, and the result is a model file of your own, "
             "to be chosen in Extract buildings.\n\n"
             "Choose rasters that show the place as a whole: of woods alone the model would take woods for half a "
-            "town. With examples from the imagery itself, match the model as it is: that is worth more.\n\n"
+            "town. With examples from the imagery itself, match the model as it is: that is worth more. On ground that "
+            "it was matched with, adapting it only costs precision.\n\n"
             "The engine's Python needs PyTorch for this."
         )
 
