@@ -238,9 +238,7 @@ class AdaptJob(_JobFile):
     def __post_init__(self) -> None:
         """Raises JobInvalid where a rule is broken."""
         _check_texts(self, "model", "output", "id")
-        _require(len(self.sources) > 0, "`sources` must name at least one raster")
-        for source in self.sources:
-            _check_source(source)
+        _check_sources(self.sources)
 
 
 @dataclass(frozen=True)
@@ -267,9 +265,7 @@ class QuantiseJob(_JobFile):
         """Raises JobInvalid where a rule is broken."""
         _check_texts(self, "model", "output", "id")
         _check_choice("precision", self.precision, SmallPrecision)
-        _require(len(self.sources) > 0, "`sources` must name at least one raster")
-        for source in self.sources:
-            _check_source(source)
+        _check_sources(self.sources)
 
 
 LabelledJob = Union[MatchJob, FineTuneJob, EvaluateJob]
@@ -333,7 +329,7 @@ def _check(job: Job) -> None:
     _check_choice("provider", job.provider, Provider)
     _check_choice("precision", job.precision, Precision)
     _check_texts(job, "model", "output", "id")
-    _require(len(job.sources) > 0, "`sources` must name at least one raster")
+    _check_sources(job.sources)
     _require(job.task == "extract" or len(job.sources) == 1, "the task `segment` takes one raster")
     _require(job.tile_size is None or _is_count(job.tile_size), "`tile_size` must be a positive whole number")
     _require(
@@ -349,7 +345,6 @@ def _check(job: Job) -> None:
     for name in ("regularise", "overwrite"):
         _require(isinstance(getattr(job, name), bool), f"`{name}` must be true or false")
     for source in job.sources:
-        _check_source(source)
         _require(job.task == "segment" or source.layer != "", "each source needs a `layer` name")
     layers = [folded(source.layer) for source in job.sources]
     _require(job.task == "segment" or len(set(layers)) == len(layers), "layer names must differ")
@@ -363,13 +358,11 @@ def _check_labelled(job: _LabelledJob) -> None:
 
 def _check_train(job: TrainJob) -> None:
     _check_texts(job, "recipe", "output", "id")
-    _require(len(job.sources) > 0, "`sources` must name at least one raster")
+    _check_sources(job.sources)
     _require(
         job.gsd is None or (_is_number(job.gsd) and 0 < job.gsd < float("inf")), "`gsd` must be a number of metres"
     )
     _require(job.steps is None or _is_count(job.steps), "`steps` must be a positive whole number")
-    for source in job.sources:
-        _check_source(source)
 
 
 def _check_texts(job: _JobFile, *names: str) -> None:
@@ -386,6 +379,12 @@ def _check_text(value: str, name: str) -> None:
     # Python keeps bytes of a file's name that are none as halves of pairs.
     plain = not any("\ud800" <= character <= "\udfff" for character in value)
     _require(plain, f"{name} must be UTF-8, and {value!r} is not: rename the file")
+
+
+def _check_sources(sources: tuple[Source, ...]) -> None:
+    _require(len(sources) > 0, "`sources` must name at least one raster")
+    for source in sources:
+        _check_source(source)
 
 
 def _check_source(source: Source) -> None:
