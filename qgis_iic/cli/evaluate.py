@@ -71,8 +71,8 @@ def command(
     iic_rgb_small, the better part of an hour for iic_rgb. All ground is held in memory with its features: of a large
     raster, name parts, by an area or by windows in a file for --places.
 
-    Where there is something to match on, MODEL is also adapted to the rasters of each place, as by `iic adapt`, and its
-    clusters are matched once more: rows that end in "adapted to the place".
+    Where there is something to match on, MODEL is also adapted to the rasters of each place, as by `iic adapt`; its
+    clusters are then matched and all linear classifiers fitted once more: rows that end in "adapted to the place".
 
     Objects are the 4-connected components of building pixels, of 20 pixels at least; one is found where its IoU with a
     footprint is at least 0.5.

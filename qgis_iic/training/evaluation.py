@@ -197,17 +197,9 @@ def evaluate(
         for clustering in _clusterings(setting, metadata, baselines):
             rows += _matched_rows(clustering, drawn, ground)
             advance(clustering.name)
-        for features in (*((PIXELS, MULTISCALE) if baselines else ()), *([] if trunk is None else [trunk])):
-            rows.append(_linear_row(features, setting, drawn, ground))
+        for features, described in _linear_classifiers(setting, trunk, baselines):
+            rows.append(_linear_row(features, described, drawn, ground))
             advance(features.name)
-        if baselines and setting.adapted is not None:
-            adapted = [(PIXELS, setting.adapted), (MULTISCALE, setting.adapted)]
-            if trunk is not None:
-                adapted.append((_adapted_trunk(trunk, setting.adapted_trunks), setting))
-            for features, regions in adapted:
-                named = replace(features, name=features.name + ADAPTED)
-                rows.append(_linear_row(named, regions, drawn, ground))
-                advance(named.name)
     if supervised is not None:
         rows += _supervised_rows(supervised, setting, ground)
     if "head" in metadata.matching:
@@ -379,9 +371,24 @@ def _predictions(
     return list(zip(*(each.buildings(mappings) for each in assignments), strict=True))
 
 
-def _adapted_trunk(trunk: Features, of_regions: Mapping[RegionSource, Features]) -> Features:
-    """What the trunk that was adapted to the place of a region knows of it, from the imagery as it is."""
-    return replace(trunk, compute=lambda region: of_regions[region.source].compute(region))
+def _linear_classifiers(
+    setting: Setting, trunk: Features | None, baselines: bool
+) -> Iterator[tuple[Features, Setting]]:
+    """Features to fit on, each with the regions that it describes: as they are, then adapted to their places."""
+    by_hand = (PIXELS, MULTISCALE) if baselines else ()
+    for features in (*by_hand, *([] if trunk is None else [trunk])):
+        yield features, setting
+    if not baselines or setting.adapted is None:
+        return
+    for features in by_hand:
+        yield replace(features, name=features.name + ADAPTED), setting.adapted
+    if trunk is not None:
+
+        def adapted(region: Region) -> NDArray[np.float32]:
+            """Of the imagery as it is."""
+            return setting.adapted_trunks[region.source].compute(region)
+
+        yield Features(trunk.name + ADAPTED, adapted, trunk.stride), setting
 
 
 def _linear_row(
